@@ -1,0 +1,235 @@
+"""Two small backbones for CPUs. They need neither timm nor torchvision; their parameters have the names that timm gives them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnothi.contracts import Block, Encoding, SettingError, Want
+
+POOLED = Want()
+"""Nothing but the pooled vector."""
+
+
+# ---- ResNet -------------------------------------------------------------------------------------
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al., arXiv 1512.03385, figure 5 left)."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels != width:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class MicroResNet(nn.Module):
+    """A ResNet of one basic block a stage, with a 3x3 stem of stride 1 and no max-pool.
+
+    The stages stand at strides 1, 2, 4 and 8, so a crop of 32 pixels ends on a 4 x 4 grid. Any crop size works.
+
+    Args:
+        channels: of the images.
+        widths: of the stages; the last is the width of the representation.
+    """
+
+    def __init__(self, channels: int = 3, widths: tuple[int, ...] = (16, 32, 64, 128)) -> None:
+        super().__init__()
+        if not widths or min(widths) < 1:
+            raise SettingError(f"backbone.args.widths must be positive whole numbers, one a stage, got {list(widths)}")
+        self.width, self.block_widths = widths[-1], tuple(widths)
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        for i, width in enumerate(widths):
+            block = BasicBlock(widths[max(i - 1, 0)], width, 1 if i == 0 else 2)
+            self.add_module(f"layer{i + 1}", nn.Sequential(block))
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor, want: Want = POOLED, mask: Tensor | None = None) -> Encoding:
+        """Encode crops.
+
+        Args:
+            images: [B, C, H, W] normalised floats.
+            want: what the encoding must hold besides the pooled vector.
+            mask: must be None: a convolution has no tokens to hide.
+        """
+        if mask is not None:
+            raise SettingError("backbone micro-resnet has no patch tokens to hide; masked views need a ViT, such as micro-vit")
+        x = F.relu(self.bn1(self.conv1(images)))
+        blocks = {}
+        for i in range(len(self.block_widths)):
+            x = self.get_submodule(f"layer{i + 1}")(x)  # [B, D_i, h, w]
+            if i in want.blocks:
+                blocks[i] = _block(x, want)
+        last = _block(x, want)
+        return Encoding(last.pooled, last.patches, last.grid, blocks)
+
+
+def _block(x: Tensor, want: Want) -> Block:
+    pooled = x.mean((2, 3))
+    return Block(pooled, pooled, x.flatten(2).mT if want.patches else None, (x.shape[2], x.shape[3]))
+
+
+# ---- ViT ----------------------------------------------------------------------------------------
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # [B, heads, N, d]
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
+
+
+class _MLP(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a two-layer perceptron, each normalised before and added back (arXiv 2010.11929, equations 2 and 3).
+
+    Args:
+        width: of the tokens.
+        heads: of the attention; divides the width.
+        hidden: width inside the perceptron.
+        drop_path: probability with which a row skips a branch while training (stochastic depth, arXiv 1603.09382).
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = _Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = _MLP(width, hidden)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0:
+            return x
+        kept = 1 - self.drop_path
+        return x * x.new_empty(len(x), 1, 1).bernoulli_(kept) / kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._drop(self.attn(self.norm1(x)))
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+
+class _PatchEmbed(nn.Module):
+    def __init__(self, channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images)  # [B, D, h, w]
+
+
+class MicroViT(nn.Module):
+    """A small vision transformer; ``pooled`` is the class token after the final norm.
+
+    Crops of other sizes than ``size`` get the position embedding resampled (bicubic, antialiased, as timm does it).
+
+    Args:
+        channels: of the images.
+        size: side of the crops for which the position embedding is stored, in pixels.
+        patch_size: side of a patch, in pixels.
+        width: of the tokens.
+        depth: blocks.
+        heads: of the attention; divides the width.
+        mlp_ratio: hidden width of the perceptrons over ``width``.
+        drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
+        mask_token: make a learned token for hidden patches. Without it the state dict has exactly timm's names; with it one more, ``mask_token``.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        size: int = 32,
+        patch_size: int = 4,
+        width: int = 96,
+        depth: int = 6,
+        heads: int = 3,
+        mlp_ratio: float = 2.0,
+        drop_path: float = 0.0,
+        mask_token: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise SettingError(f"backbone.args.width must be a multiple of backbone.args.heads, got {width} and {heads}")
+        self.patch_size, self.width, self.block_widths = patch_size, width, (width,) * depth
+        self.stored_grid = (_cells(size, patch_size), _cells(size, patch_size))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.stored_grid[0] * self.stored_grid[1], width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if mask_token else None
+        self.patch_embed = _PatchEmbed(channels, width, patch_size)
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, int(width * mlp_ratio), rate) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.cls_token, std=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for m in self.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.trunc_normal_(m.weight, std=0.02)
+                nn.init.zeros_(m.bias)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """The position embedding for a grid: [1, 1 + rows * columns, D]."""
+        if grid == self.stored_grid:
+            return self.pos_embed
+        cls, cells = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        cells = cells.mT.unflatten(2, self.stored_grid)
+        return torch.cat([cls, F.interpolate(cells, grid, mode="bicubic", antialias=True).flatten(2).mT], 1)
+
+    def forward(self, images: Tensor, want: Want = POOLED, mask: Tensor | None = None) -> Encoding:
+        """Encode crops.
+
+        Args:
+            images: [B, C, H, W] normalised floats; sides are multiples of the patch size.
+            want: what the encoding must hold besides the pooled vector.
+            mask: [B, N] bool, True where the mask token stands in for a patch.
+        """
+        grid = (_cells(images.shape[2], self.patch_size), _cells(images.shape[3], self.patch_size))
+        x = self.patch_embed(images).flatten(2).mT  # [B, N, D]
+        if mask is not None:
+            if self.mask_token is None:
+                raise SettingError("backbone.mask_token must be true for masked views, got false")
+            x = torch.where(mask[..., None], self.mask_token, x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.positions(grid)
+        blocks = {}
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in want.blocks:
+                blocks[i] = Block(x[:, 0], self.norm(x[:, 0]), x[:, 1:] if want.patches else None, grid)
+        if not want.patches:
+            return Encoding(self.norm(x[:, 0]), None, grid, blocks)
+        x = self.norm(x)
+        return Encoding(x[:, 0], x[:, 1:], grid, blocks)
+
+
+def _cells(side: int, patch_size: int) -> int:
+    if side % patch_size or side < patch_size:
+        low = max(side // patch_size, 1) * patch_size
+        raise SettingError(f"views.size must be a multiple of the patch size {patch_size}, got {side}; {low} and {low + patch_size} are nearest")
+    return side // patch_size
