@@ -21,13 +21,13 @@ _CHUNK = 1 << 21
 class CropSpec(Spec):
     """How one crop of an image is made."""
 
-    size: int = Field(32, gt=0)
+    size: int = Field(default=32, gt=0)
     """Side of the crop in pixels."""
     area: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest part of the image's area."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width over height, drawn evenly on a logarithmic scale."""
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of mirroring left and right."""
     turns: bool = False
     """Turn by 0, 90, 180 or 270 degrees with equal probability: for images without an up."""
@@ -76,9 +76,9 @@ def uniforms(generator: torch.Generator, n: int) -> Tensor:
 def draw(uniforms: Tensor, heights: Tensor, widths: Tensor, spec: CropSpec) -> Boxes:
     """Choose a box, a flip and a turn for every image.
 
-    The distribution is that of torchvision's RandomResizedCrop, without its rounding to whole pixels: area and logarithm of the aspect are uniform, the
-    first of ten boxes that fits is placed evenly, and where none fits the largest central box of the nearest allowed aspect is taken. An image's box
-    depends on nothing but its own row of ``uniforms`` and its own size.
+    As torchvision's RandomResizedCrop, without its rounding to whole pixels: area and logarithm of the aspect are uniform, the first of ten
+    boxes that fits is placed evenly, and where none fits the largest central box of the nearest allowed aspect is taken. An image's box depends
+    on nothing but its own row of ``uniforms`` and its own size.
 
     Args:
         uniforms: [B, K] in [0, 1), of the function of that name.
@@ -107,8 +107,8 @@ def draw(uniforms: Tensor, heights: Tensor, widths: Tensor, spec: CropSpec) -> B
 def cut(images: Tensor, boxes: Tensor, size: int, flips: Tensor | None = None, turns: Tensor | None = None) -> Tensor:
     """Cut a box of every image and resize it with antialiasing.
 
-    Bilinear with triangle weights, as torchvision's ``resized_crop(antialias=True)`` on boxes of whole pixels: shrinking widens the triangle, enlarging does
-    not, and the weights over the pixels that the box touches sum to 1. Nothing is rounded: 8-bit images give floats in [0, 255].
+    Bilinear with triangle weights, as torchvision's ``resized_crop(antialias=True)`` on boxes of whole pixels: shrinking widens the triangle,
+    enlarging does not, and the weights over the pixels that the box touches sum to 1. Nothing is rounded: 8-bit images give floats in [0, 255].
 
     Args:
         images: [B, C, H, W] of any real type.
