@@ -1,0 +1,101 @@
+"""Which numbers of a run become charts, and what each means in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from gnothi.report.charts import Curve, line_chart, show, spans_decades, thin
+from gnothi.report.record import Record
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its words."""
+
+    title: str
+    caption: str
+    svg: Markup
+    names: tuple[str, ...]
+    """Of its curves, for the legend; one name needs none."""
+    last: str
+    """The last value of the first curve, for a person."""
+
+
+PLAIN = (
+    ("train", "lr", "Learning rate", "How far each step moves the weights: warm-up, then decay."),
+    ("train", "gradient_norm", "Gradient norm", "The size of the gradient before clipping. Spikes that keep growing mean the rate is too high."),
+    ("train", "momentum", "Teacher momentum", "How much of the teacher is kept at each step; near 1 it hardly moves."),
+    ("train", "weight_decay", "Weight decay", "The pull of the weights towards zero."),
+    ("health", "std", "Spread of the embedding", "Standard deviation of normalised vectors over images. At zero, every image gets the same vector: collapse."),
+    ("health", "rankme", "RankMe", "How many directions the embedding uses. A small number that stays small means dimensional collapse."),
+)
+"""Kind of line, key, title, meaning."""
+
+
+def figures(record: Record) -> list[Figure]:
+    """Every chart that the run's metrics allow, in reading order."""
+    plain = [_plain(record, *row) for row in PLAIN]
+    return [f for f in (_loss(record), _knn(record), *plain, _entropy(record)) if f is not None]
+
+
+def _loss(record: Record) -> Figure | None:
+    lines = [m for m in record.lines("train") if "loss" in m]
+    if not lines:
+        return None
+    names = list(dict.fromkeys(name for m in lines for name in m.get("terms", {})))
+    total = Curve("total" if len(names) > 1 else names[0] if names else "loss", [float(m["loss"]) for m in lines])
+    terms = [Curve(n, [float(m.get("terms", {}).get(n, math.nan)) for m in lines]) for n in names] if len(names) > 1 else []
+    caption = "What training makes small. " + (
+        "The total is the weighted sum of its terms, drawn here before weighting." if terms else "It should fall and level off."
+    )
+    x, _, unit = record.column("train", "loss")
+    return _figure("Loss", caption, x, [total, *terms], unit)
+
+
+def _knn(record: Record) -> Figure | None:
+    where = {"metric": "knn"}
+    x, y, unit = record.column("evaluation", "value", where)
+    if not x:
+        return None
+    low, high = (record.column("evaluation", key, where)[1] for key in ("low", "high"))
+    whole = len(low) == len(high) == len(x)
+    caption = "Share of held-out training images whose class their nearest neighbours name" + (", with its 95 % interval." if whole else ".")
+    return _figure("k-NN accuracy during training", caption, x, [Curve("k-NN", y, low if whole else None, high if whole else None)], unit)
+
+
+def _plain(record: Record, kind: str, key: str, title: str, caption: str) -> Figure | None:
+    x, y, unit = record.column(kind, key)
+    if not x or (key == "weight_decay" and len(set(y)) == 1):
+        return None
+    return _figure(title, caption, x, [Curve(title, y)], unit)
+
+
+def _entropy(record: Record) -> Figure | None:
+    x, y, unit = record.column("health", "teacher_entropy")
+    if not x:
+        return None
+    of_mean_x, of_mean, _ = record.column("health", "mean_entropy")
+    curves = [Curve("an image's target", y)] + ([Curve("mean of all targets", of_mean)] if of_mean_x == x else [])
+    caption = (
+        "In nats. Healthy targets are sure of each image (low) and differ between images (the mean stays high). "
+        "Both high: uniform collapse. Both near zero: constant collapse."
+    )
+    return _figure("Entropy of the teacher", caption, x, curves, unit)
+
+
+def _figure(title: str, caption: str, x: Sequence[float], curves: Sequence[Curve], unit: str) -> Figure:
+    finite = [v for c in curves for v in c.y if math.isfinite(v)]
+    if not finite:
+        caption = f"Not one of its {len(x)} values is a finite number."
+    thinned = [Curve(c.name, thin(c.y), None if c.low is None else thin(c.low), None if c.high is None else thin(c.high)) for c in curves]
+    if len(x) > len(thinned[0].y):
+        caption += f" Each point is the mean of about {round(len(x) / len(thinned[0].y))} logged values."
+    log = spans_decades([v for c in thinned for v in c.y])
+    last = next((v for v in reversed(curves[0].y) if math.isfinite(v)), math.nan)
+    label = f"{title}, from {show(curves[0].y[0])} to {show(last)} over {show(x[-1])} {unit}s."
+    svg = line_chart(thin(x), thinned, x_name=f"{unit}s", label=label, log=log)
+    return Figure(title, caption + (" Logarithmic scale." if log else ""), svg, tuple(c.name for c in curves), show(last))

@@ -1,0 +1,107 @@
+"""What a run folder says of its run: settings, metrics, verdict and results, read from its files and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gnothi.contracts import RunError
+
+
+@dataclass(frozen=True)
+class Record:
+    """The files of a run folder, parsed."""
+
+    folder: Path
+    settings: dict[str, Any]
+    derived: dict[str, Any]
+    source: dict[str, Any]
+    version: str
+    metrics: list[dict[str, Any]]
+    verdict: dict[str, Any]
+    """Empty where the run has not ended."""
+    environment: dict[str, Any]
+    results: list[dict[str, Any]]
+
+    def lines(self, kind: str) -> list[dict[str, Any]]:
+        """The metric lines of one kind, by step."""
+        return [m for m in self.metrics if m.get("kind") == kind]
+
+    def column(self, kind: str, key: str, where: dict[str, Any] | None = None) -> tuple[list[float], list[float], str]:
+        """One number over training.
+
+        Returns:
+            x, y and what x is (epochs, or steps where lines do not say their epoch); both empty where no line has the number.
+        """
+        lines = [m for m in self.lines(kind) if m.get(key) is not None and all(m.get(k) == v for k, v in (where or {}).items())]
+        unit = "epoch" if all("epoch" in m for m in lines) else "step"
+        return [float(m[unit]) for m in lines], [float(m[key]) for m in lines], unit
+
+    def own(self, encoder: str) -> bool:
+        """Whether a name of an encoder means this run."""
+        return encoder == "trained" or Path(encoder.split("@")[0]).resolve() == self.folder.resolve()
+
+
+def read(folder: Path, results: list[dict[str, Any]] | None = None) -> Record:
+    """Read a run folder.
+
+    Args:
+        folder: the run.
+        results: evaluations; by default those in its ``results.json``, where there is one.
+
+    Raises:
+        RunError: the folder is not a run's, or one of its files is not what it should be.
+    """
+    if not (folder / "spec.json").is_file():
+        raise RunError(f"{folder}: not a run folder, spec.json is missing; `gnothi train DATA --out {folder}` makes one")
+    spec = _json(folder / "spec.json", {})
+    if results is None:
+        found = _json(folder / "results.json", [])
+        results = found.get("results", []) if isinstance(found, dict) else found
+    return Record(
+        folder=folder,
+        settings=spec.get("settings", {}),
+        derived=spec.get("derived", {}),
+        source=spec.get("source", {}),
+        version=str(spec.get("gnothi", "")),
+        metrics=_metrics(folder / "metrics.jsonl"),
+        verdict=_json(folder / "verdict.json", {}),
+        environment=_json(folder / "environment.json", {}),
+        results=[r for r in results if math.isfinite(r["value"])],
+    )
+
+
+def _json(path: Path, default: Any) -> Any:
+    if not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: not JSON ({error})") from error
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines by step; of a step that was logged twice (before and after a resume) the later line holds. A line cut short by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            metric = json.loads(line)
+        except ValueError:
+            continue
+        lines[(metric.get("kind"), metric.get("step"), metric.get("metric"))] = metric
+    return sorted(lines.values(), key=lambda m: m.get("step", 0))
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested settings."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,164 @@
+"""The run in words and tables: the verdict, the headline numbers, the evaluations, and what repeats it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from gnothi.report.charts import interval, interval_axis, show, span
+from gnothi.report.record import Record, flatten
+
+COLLAPSES = {
+    "constant": "constant: every image gets the same vector",
+    "dimensional": "dimensional: the vectors fill only a few directions",
+    "uniform": "uniform: the targets no longer tell images apart",
+}
+METRICS = {"knn": "k-nearest neighbours", "linear": "linear classifier", "finetune": "fine-tuning"}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A number worth seeing first."""
+
+    value: str
+    name: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """An encoder's result."""
+
+    encoder: str
+    value: str
+    range: str
+    n: str
+    own: bool
+    drawing: Markup
+
+
+@dataclass(frozen=True)
+class Table:
+    """The results of one metric, the best first."""
+
+    title: str
+    axis: Markup
+    rows: list[Row]
+    protocols: list[str]
+
+
+def verdict(record: Record) -> dict[str, Any]:
+    """The verdict's word, kind, reason and advice, and the broken files; for a run that has not ended too."""
+    said = record.verdict
+    if not said:
+        return {"word": "unfinished", "kind": "", "why": "The run has no verdict yet: it has not come to its end.", "advice": "", "broken": []}
+    return {
+        "word": said.get("verdict", "undecided"),
+        "kind": COLLAPSES.get(said.get("collapse"), said.get("collapse") or ""),
+        "why": said.get("why", ""),
+        "advice": said.get("advice", ""),
+        "broken": said.get("broken", []),
+    }
+
+
+def percent(value: float) -> str:
+    """A share as a person reads it."""
+    return f"{100 * value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds, the two largest."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def headlines(record: Record) -> list[Headline]:
+    """The numbers to see first: accuracies of the run's encoder, then time and health."""
+    found = [_accuracy(record, metric) for metric in dict.fromkeys(r["metric"] for r in record.results)]
+    train, health = record.lines("train"), record.lines("health")
+    if not record.results and (during := [m for m in record.lines("evaluation") if m.get("metric") == "knn"]):
+        found.append(Headline(percent(during[-1]["value"]), "k-NN accuracy", f"on {during[-1].get('n', '?')} held-out images"))
+    seconds = record.verdict.get("seconds") or (train[-1].get("seconds") if train else None)
+    if seconds:
+        rates = [m["images_per_second"] for m in train if m.get("images_per_second")]
+        found.append(Headline(duration(seconds), "of training", f"{show(sum(rates) / len(rates))} images a second" if rates else ""))
+    if train:
+        epochs = train[-1].get("epoch")
+        found.append(Headline(f"{train[-1]['step']:,}", "steps", f"{show(epochs)} epochs" if epochs else ""))
+    if health and health[-1].get("rankme") is not None:
+        found.append(Headline(show(health[-1]["rankme"]), "RankMe", "directions in use at the end"))
+    return [h for h in found if h is not None]
+
+
+def _accuracy(record: Record, metric: str) -> Headline | None:
+    rows = [r for r in record.results if r["metric"] == metric]
+    own = next((r for r in rows if record.own(r["encoder"])), None)
+    if own is None:
+        return None
+    start = next((r for r in rows if r["encoder"] == "untrained"), None)
+    note = f"{percent(own['low'])} to {percent(own['high'])}"
+    if start:
+        note = f"{100 * (own['value'] - start['value']):+.1f} points on the untrained network".replace("-", "−")
+    return Headline(percent(own["value"]), METRICS.get(metric, metric), note)
+
+
+def tables(record: Record) -> list[Table]:
+    """The evaluations, a table a metric."""
+    return [_table(record, metric) for metric in dict.fromkeys(r["metric"] for r in record.results)]
+
+
+def _table(record: Record, metric: str) -> Table:
+    results = sorted((r for r in record.results if r["metric"] == metric), key=lambda r: -r["value"])
+    ranges = [(r["value"], _end(r, "low"), _end(r, "high")) for r in results]
+    ends, share = span(ranges), all(0 <= v <= 1 for r in ranges for v in r)
+    text = percent if share else show
+    rows = [
+        Row(r["encoder"], text(v), f"{text(low)} to {text(high)}", f"{r['n']:,}", record.own(r["encoder"]), interval(v, low, high, ends))
+        for r, (v, low, high) in zip(results, ranges, strict=True)
+    ]
+    protocols = list(dict.fromkeys(r.get("protocol", "") for r in results))
+    return Table(METRICS.get(metric, metric), interval_axis(ends), rows, [p for p in protocols if p])
+
+
+def _end(result: dict[str, Any], key: str) -> float:
+    end = result.get(key)
+    return result["value"] if end is None or not math.isfinite(end) else end
+
+
+def commands(record: Record) -> list[str]:
+    """The command lines that train this run again, measure it and draw this page."""
+    run, data = shlex.quote(str(record.folder)), shlex.quote(str(record.settings.get("data", {}).get("name", "DATA")))
+    named = {"data.name", "method.name", "backbone.name"}
+    pairs = [f"{k}={_value(v)}" for k, v in flatten(record.settings) if k not in named and v is not None]
+    method, backbone = (record.settings.get(part, {}).get("name") for part in ("method", "backbone"))
+    head = [f"gnothi train {data} --out {run}"]
+    head += [f"--method {shlex.quote(method)}"] if method else []
+    head += [f"--backbone {shlex.quote(backbone)}"] if backbone else []
+    train = " \\\n  ".join([" ".join(head), *(f"--set {shlex.quote(p)}" for p in pairs)])
+    kinds = dict.fromkeys(r["metric"] for r in record.results)
+    return [train, *(f"gnothi evaluate {shlex.quote(k)} {run} --data {data}" for k in kinds), f"gnothi report {run}"]
+
+
+def settings(record: Record) -> list[tuple[str, str]]:
+    """Every resolved setting and derived value by its dotted name."""
+    return [(k, _value(v)) for k, v in (*flatten(record.settings), *flatten(record.derived, "derived."), *flatten(record.source, "source."))]
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def subtitle(record: Record) -> str:
+    """What was trained on what, in a line."""
+    settings = record.settings
+    method, backbone, data = (settings.get(part, {}).get("name", "?") for part in ("method", "backbone", "data"))
+    auxiliaries = "".join(f" + {name}" for name in settings.get("auxiliary", {}))
+    n = record.source.get("n") or record.derived.get("n")
+    size = record.derived.get("size")
+    return f"{method}{auxiliaries} with {backbone} on {data}" + (f", {n:,} images" if n else "") + (f", crops of {size} px" if size else "")
