@@ -1,20 +1,30 @@
-"""Backbones by name behind one contract. The only file that knows timm, and it imports it only when a timm name is asked for."""
+"""Backbones by name behind one contract. The only file that knows timm, which it imports only when a timm name is asked for."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from gnothi.contracts import SettingError, Spec, did_you_mean
-from gnothi.models.micro import MicroResNet, MicroViT
+from gnothi.contracts import Block, Encoding, SettingError, Spec, Want, did_you_mean
+from gnothi.models.micro import POOLED, MicroResNet, MicroViT, cells
 from gnothi.randomness import seeded
 
+log = logging.getLogger(__name__)
+
 MICRO: dict[str, type[nn.Module]] = {"micro-resnet": MicroResNet, "micro-vit": MicroViT}
-LEAST_CELLS = 7
-"""A patch grid should have at least this many cells a side: what 224 pixels give with patches of 32."""
+LEAST_CELLS, MOST_CELLS = 7, 32
+"""Cells a side of a derived patch grid: what 224 pixels give with patches of 32, and what is still affordable (1,024 tokens)."""
+SMALL = 64
+"""Crops of up to this many pixels get the CIFAR stem."""
+RESERVED = ("num_classes", "in_chans", "features_only", "pretrained")
 
 
 class BackboneSpec(Spec):
@@ -23,9 +33,9 @@ class BackboneSpec(Spec):
     name: str = "micro-resnet"
     """micro-resnet, micro-vit, or any timm name."""
     stem: str | None = None
-    """First layers of a ResNet: "cifar" (3x3 of stride 1, no max-pool) or "plain" (as timm has it). None: cifar for crops of up to 64 pixels."""
+    """First layers of a ResNet: "cifar" (3x3 of stride 1, no max-pool) or "plain" (timm's). None: cifar up to 64 pixels, unless pretrained."""
     patch_size: int | None = Field(None, ge=1)
-    """Side of a ViT's patches in pixels. None: the network's own, or the largest power of two below that leaves at least 7 cells a side (32 pixels: 4)."""
+    """Side of a ViT's patches in pixels. None: the network's own, or the largest power of two below that leaves 7 to 32 cells a side."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth of the last block, in [0, 1)."""
     mask_token: bool = False
@@ -49,31 +59,295 @@ def build(spec: BackboneSpec, channels: int, size: int, seed: int) -> nn.Module:
         A module with ``forward(images, want=Want(), mask=None) -> Encoding``, ``width`` and ``block_widths``.
 
     Raises:
-        SettingError: there is no such network, or it cannot take such images.
+        SettingError: there is no such network, or it cannot take such images or settings.
     """
-    with seeded(seed, "init", 0):
-        return _micro(spec, channels, size)
+    if spec.stem not in (None, "cifar", "plain"):
+        raise SettingError(f"backbone.stem must be cifar or plain, got {spec.stem!r}; {did_you_mean(spec.stem, ('cifar', 'plain'))}")
+    with seeded(seed, "init backbone"):
+        return _micro(spec, channels, size) if spec.name in MICRO else TimmBackbone(spec, channels, size)
 
 
 def _micro(spec: BackboneSpec, channels: int, size: int) -> nn.Module:
     kind = MICRO[spec.name]
-    given = {"channels": channels, **spec.args}
-    if kind is MicroViT:
-        given["size"] = size
-        given["patch_size"] = spec.patch_size or patch_size(size, 16)
-        given |= {"drop_path": spec.drop_path, "mask_token": spec.mask_token}
+    vit = kind is MicroViT
+    _refuse(spec, "stem", "its first layers are fixed", unless=not vit and spec.stem == "cifar")
+    _refuse(spec, "pretrained", "there are no weights of it to download")
+    given: dict[str, Any] = {"channels": channels}
+    if vit:
+        given |= {"size": size, "patch_size": spec.patch_size or patch_size(size, 16), "drop_path": spec.drop_path, "mask_token": spec.mask_token}
+    for setting in ("patch_size", "drop_path", "mask_token"):
+        _refuse(spec, setting, "it is a convolutional network; micro-vit has it", unless=vit)
     known = inspect.signature(kind).parameters
-    for word in given:
-        if word not in known:
-            raise SettingError(f"backbone.args.{word}: {spec.name} has no such argument; {did_you_mean(word, known)}")
-    return kind(**given)
+    for word in spec.args:
+        if word not in known or word in given:
+            free = [k for k in known if k not in given]
+            raise SettingError(f"backbone.args.{word}: {spec.name} has no such argument; {did_you_mean(word, free)}")
+    return kind(**given, **spec.args)
+
+
+def _refuse(spec: BackboneSpec, setting: str, why: str, *, unless: bool = False) -> None:
+    if getattr(spec, setting) and not unless:
+        raise SettingError(f"backbone.{setting} means nothing to {spec.name}: {why}; got {getattr(spec, setting)}")
 
 
 def patch_size(size: int, own: int) -> int:
-    """The patch size for crops of ``size`` pixels: the network's own, or the largest power of two below that leaves at least 7 cells a side."""
+    """The patch size for crops of ``size`` pixels: the network's own, or the largest power of two below that leaves 7 to 32 cells a side."""
     for p in (own, *(2**k for k in range(own.bit_length() - 1, 0, -1) if 2**k < own)):
-        if size % p == 0 and LEAST_CELLS <= size // p <= 32:
+        if size % p == 0 and LEAST_CELLS <= size // p <= MOST_CELLS:
             return p
+    low = size // 8 * 8
     raise SettingError(
-        f"backbone.patch_size must be given for views.size {size}: no power of two up to {own} divides it into {LEAST_CELLS} to 32 cells a side"
+        f"views.size must give a patch grid of {LEAST_CELLS} to {MOST_CELLS} cells a side, got {size}, which no power of two up to {own} so divides; "
+        f"{low} and {low + 8} are nearest, or give backbone.patch_size"
     )
+
+
+def windows(size: int, own_patch: int, own_window: int, stages: int = 4) -> tuple[int, int]:
+    """Patch and window of a windowed transformer (Swin) for crops of ``size`` pixels.
+
+    The patch is the network's own, halved until the last stage has whole cells and at least 2 a side. The window is the largest, up to the network's
+    own, that divides the grid of every stage or covers it. 224 pixels give Swin's own (4, 7), 32 pixels (2, 4), 96 pixels (4, 6).
+    """
+    halvings = 2 ** (stages - 1)
+    for patch in (p for p in (own_patch, own_patch // 2, own_patch // 4) if p):
+        if size % (patch * halvings) == 0 and size // (patch * halvings) >= 2:
+            grids = [size // (patch * 2**s) for s in range(stages)]
+            return patch, next(w for w in range(own_window, 0, -1) if all(g % w == 0 or g <= w for g in grids))
+    low = max(size // 16, 1) * 16
+    raise SettingError(f"views.size must be a multiple of 16 for a windowed transformer, got {size}; {low} and {low + 16} are nearest")
+
+
+class TimmBackbone(nn.Module):
+    """A timm network behind the contract; the network itself is ``net``.
+
+    Block i is what timm's ``forward_intermediates`` counts as i: for a ViT a transformer block, for others a stage, where timm has one with the stem
+    as 0. ``pooled`` is timm's own pooling before the classifier, which for some (VGG, MobileNetV3) has layers of its own, so that patches may be of
+    another width than ``width``: ``patch_width``.
+    """
+
+    net: Any
+
+    def __init__(self, spec: BackboneSpec, channels: int, size: int) -> None:
+        super().__init__()
+        timm = _timm(spec.name)
+        if not timm.is_model(spec.name):
+            raise SettingError(f"backbone.name {spec.name!r}: no such network; {did_you_mean(spec.name, [*MICRO, *timm.list_models()])}")
+        self.name = spec.name
+        self.arguments = _arguments(timm, spec, channels, size)
+        """What ``timm.create_model`` gets besides the name."""
+        self.net = _create(timm, spec, self.arguments)
+        self.stem = _stem(timm, spec, self.net, channels, size)
+        """"cifar" where the first layers were replaced, else "plain"."""
+        self.prefix = {"return_prefix_tokens": True} if _gives_prefix(self.net) else {}
+        embed = getattr(self.net, "patch_embed", None)
+        self.multiple = (_own_patch(embed) or 1) if embed is not None else 1
+        self.only = embed.img_size if getattr(embed, "strict_img_size", False) else None
+        self.last = 0
+        self.width, self.patch_width, self.block_widths = self._measure(channels, size)
+        self.mask_token = None
+        if spec.mask_token:
+            if not self.prefix or not hasattr(self.net, "patch_embed"):
+                raise SettingError(f"backbone.mask_token means nothing to {spec.name}: it has no patch tokens to hide; vit_tiny_patch16_224 has")
+            self.mask_token = nn.Parameter(torch.zeros(self.net.embed_dim))
+
+    @torch.no_grad()
+    def _measure(self, channels: int, size: int) -> tuple[int, int, tuple[int, ...]]:
+        # One small forward pass says the widths, and whether the network takes such crops at all.
+        self.eval()
+        images = torch.zeros(1, channels, size, size)
+        try:
+            blocks = self.net.forward_intermediates(images, intermediates_only=True)
+            self.last = len(blocks) - 1
+            encoding = self(images, Want(patches=True, blocks=(self.last,)))
+            tokens = encoding.patches.shape[1]
+            if tokens != encoding.grid[0] * encoding.grid[1]:
+                raise ValueError(f"its {tokens} tokens do not form the grid of {encoding.grid[0]} x {encoding.grid[1]} that its last block has")
+        except SettingError:
+            raise
+        except Exception as error:  # whatever the network stumbles over
+            raise SettingError(f"backbone.name {self.name} cannot take crops of {size} pixels: {_first_line(error)}") from error
+        finally:
+            self.train()
+        return encoding.pooled.shape[1], encoding.patches.shape[2], tuple(b.shape[1] for b in blocks)
+
+    def forward(self, images: Tensor, want: Want = POOLED, mask: Tensor | None = None) -> Encoding:
+        """Encode crops.
+
+        Args:
+            images: [B, C, H, W] normalised floats.
+            want: what the encoding must hold besides the pooled vector.
+            mask: [B, N] bool, True where the mask token stands in for a patch; ViTs only.
+        """
+        for side in images.shape[2:]:
+            cells(side, self.multiple)
+        if self.only is not None and tuple(images.shape[2:]) != tuple(self.only):
+            raise SettingError(f"backbone.name {self.name} takes crops of {self.only[0]} pixels only, got {images.shape[2]}; vit_* take any size")
+        with self._hidden(mask):
+            x, taken = self.net.forward_intermediates(images, indices=sorted({*want.blocks, self.last}), **self.prefix)
+        taken = [t if isinstance(t, tuple) else (t, None) for t in taken]
+        last = taken[-1][0]
+        pooled = self.net.forward_head(x, pre_logits=True)
+        if x.ndim == 4:
+            x = x if getattr(self.net, "output_fmt", "NCHW") == "NHWC" else x.permute(0, 2, 3, 1)
+            grid, patches = (x.shape[1], x.shape[2]), x.flatten(1, 2)
+        else:
+            grid, patches = (last.shape[2], last.shape[3]), x[:, getattr(self.net, "num_prefix_tokens", 0) :]
+        blocks = {i: self._block(t, p, pooled if i == self.last else None, want) for i, (t, p) in zip(sorted(want.blocks), taken, strict=False)}
+        return Encoding(pooled, patches if want.patches else None, grid, blocks)
+
+    def _block(self, x: Tensor, prefix: Tensor | None, end: Tensor | None, want: Want) -> Block:
+        patches = x.flatten(2).mT  # [B, N, D]
+        grid = (x.shape[2], x.shape[3])
+        pooled = prefix[:, 0] if prefix is not None and self.net.global_pool == "token" else patches.mean(1)
+        final = pooled
+        if end is not None and end.shape == pooled.shape:
+            final = end
+        elif _is_columnar(self.net, pooled.shape[1]):
+            tokens = patches if prefix is None else torch.cat([prefix, patches], 1)
+            final = self.net.forward_head(self.net.norm(tokens), pre_logits=True)
+        return Block(pooled, final, patches if want.patches else None, grid)
+
+    @contextlib.contextmanager
+    def _hidden(self, mask: Tensor | None) -> Iterator[None]:
+        if mask is None:
+            yield
+            return
+        token = self.mask_token
+        if token is None:
+            raise SettingError("backbone.mask_token must be true for masked views, got false")
+
+        def hide(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
+            return torch.where(mask.view(*tokens.shape[:-1], 1), token.to(tokens.dtype), tokens)
+
+        handle = self.net.patch_embed.register_forward_hook(hide)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def pretrained_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """Crop size in pixels, channel means and channel deviations (of pixels in [0, 1]) with which timm's weights of a name were trained."""
+    timm = _timm(name)
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if config is None or not config.has_weights:
+        names = timm.list_models(pretrained=True)
+        raise SettingError(f"timm has no weights named {name!r}; {did_you_mean(name, names)}")
+    return config.input_size[-1], tuple(config.mean), tuple(config.std)
+
+
+# ---- making a timm network ----------------------------------------------------------------------
+def _timm(name: str) -> ModuleType:
+    try:
+        import timm
+    except Exception as error:  # a torchvision that does not match torch raises RuntimeError
+        raise SettingError(
+            f"backbone.name {name}: timm networks need timm and torchvision, which cannot be imported here ({_first_line(error)}); "
+            "micro-resnet and micro-vit work without them"
+        ) from error
+    return timm
+
+
+def _arguments(timm: ModuleType, spec: BackboneSpec, channels: int, size: int) -> dict[str, Any]:
+    for word in RESERVED:
+        if word in spec.args:
+            raise SettingError(f"backbone.args.{word}: gnothi sets it itself; leave it out")
+    given: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
+    try:
+        with torch.device("meta"):  # costs no memory and draws no random numbers
+            net = timm.create_model(spec.name, **given, **spec.args)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise SettingError(f"backbone.args: {spec.name} cannot be made with {spec.args}: {_first_line(error)}") from error
+    if not hasattr(net, "forward_intermediates"):
+        raise SettingError(f"backbone.name {spec.name} does not fit: it does not give its intermediate features (timm's forward_intermediates)")
+    takes = _constructor(type(net))
+    if "drop_path_rate" in takes:
+        given["drop_path_rate"] = spec.drop_path
+    else:
+        _refuse(spec, "drop_path", "it has no stochastic depth")
+    if "img_size" in takes:
+        given["img_size"] = size
+    if "dynamic_img_size" in takes:
+        given["dynamic_img_size"] = True
+    elif "strict_img_size" in takes:
+        given["strict_img_size"] = False
+    own = _own_patch(net)
+    if {"img_size", "patch_size", "window_size"} <= takes and own:
+        window = next(m.window_size for m in net.modules() if hasattr(m, "window_size"))
+        given["patch_size"], given["window_size"] = windows(size, spec.patch_size or own, window[0] if isinstance(window, tuple) else window)
+    elif {"img_size", "patch_size"} <= takes and own:
+        patch = spec.patch_size or patch_size(size, own)
+        given |= {"patch_size": patch} if patch != own else {}
+    else:
+        _refuse(spec, "patch_size", "it has no patches of a free size")
+    return given | spec.args
+
+
+def _constructor(kind: type) -> set[str]:
+    # A class that passes **kwargs on takes what its parents take.
+    takes: set[str] = set()
+    for base in kind.__mro__:
+        parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+        takes |= set(parameters)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return takes
+
+
+def _own_patch(net: nn.Module) -> int:
+    for module in net.modules():
+        own = getattr(module, "patch_size", None)
+        if own is not None:
+            return own[0] if isinstance(own, tuple) else own
+    return 0
+
+
+def _gives_prefix(net: Any) -> bool:
+    takes = inspect.signature(net.forward_intermediates).parameters
+    return getattr(net, "num_prefix_tokens", 0) > 0 and "return_prefix_tokens" in takes
+
+
+def _is_columnar(net: Any, width: int) -> bool:
+    # Blocks of one width over one set of tokens, all of which timm gives: the final norm and head then make sense after every block.
+    whole = getattr(net, "num_prefix_tokens", 0) == 0 or _gives_prefix(net)
+    return (
+        whole
+        and isinstance(getattr(net, "norm", None), nn.Module)
+        and isinstance(getattr(net, "blocks", None), nn.Module)
+        and width == net.num_features
+    )
+
+
+def _create(timm: ModuleType, spec: BackboneSpec, arguments: dict[str, Any]) -> nn.Module:
+    if spec.pretrained:
+        pretrained_input(spec.name)
+        log.warning("backbone.pretrained: timm's weights of %s come over the network, unless they were fetched before", spec.name)
+    try:
+        return timm.create_model(spec.name, pretrained=spec.pretrained, **arguments)
+    except Exception as error:  # networks, and the hosts of their weights, have errors of their own
+        shown = {k: v for k, v in arguments.items() if k != "num_classes"}
+        what = "backbone.pretrained: weights" if spec.pretrained else "backbone.name: a network"
+        raise SettingError(f"{what} of {spec.name} with {shown} could not be had: {_first_line(error)}") from error
+
+
+def _stem(timm: ModuleType, spec: BackboneSpec, net: Any, channels: int, size: int) -> str:
+    if not isinstance(net, timm.models.resnet.ResNet):
+        _refuse(spec, "stem", "only ResNets have stems to choose", unless=spec.stem == "plain")
+        return "plain"
+    if spec.pretrained and spec.stem == "cifar":
+        raise SettingError("backbone.stem must be plain with backbone.pretrained, got cifar, which would throw the pretrained first layer away")
+    if spec.stem == "plain" or spec.pretrained or (spec.stem is None and size > SMALL):
+        return "plain"
+    cifar_stem(net, channels)
+    return "cifar"
+
+
+def cifar_stem(net: Any, channels: int) -> None:
+    """Give a timm ResNet a first convolution of 3x3 with stride 1 and no max-pool, in place (He et al., arXiv 1512.03385, section 4.2)."""
+    net.conv1 = nn.Conv2d(channels, net.bn1.num_features, 3, 1, 1, bias=False)
+    net.maxpool = nn.Identity()
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -176,7 +176,7 @@ class MicroViT(nn.Module):
         if width % heads:
             raise SettingError(f"backbone.args.width must be a multiple of backbone.args.heads, got {width} and {heads}")
         self.patch_size, self.width, self.block_widths = patch_size, width, (width,) * depth
-        self.stored_grid = (_cells(size, patch_size), _cells(size, patch_size))
+        self.stored_grid = (cells(size, patch_size), cells(size, patch_size))
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.stored_grid[0] * self.stored_grid[1], width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if mask_token else None
@@ -210,7 +210,7 @@ class MicroViT(nn.Module):
             want: what the encoding must hold besides the pooled vector.
             mask: [B, N] bool, True where the mask token stands in for a patch.
         """
-        grid = (_cells(images.shape[2], self.patch_size), _cells(images.shape[3], self.patch_size))
+        grid = (cells(images.shape[2], self.patch_size), cells(images.shape[3], self.patch_size))
         x = self.patch_embed(images).flatten(2).mT  # [B, N, D]
         if mask is not None:
             if self.mask_token is None:
@@ -228,7 +228,8 @@ class MicroViT(nn.Module):
         return Encoding(x[:, 0], x[:, 1:], grid, blocks)
 
 
-def _cells(side: int, patch_size: int) -> int:
+def cells(side: int, patch_size: int) -> int:
+    """How many patches stand along a side of a crop; SettingError where they do not fit."""
     if side % patch_size or side < patch_size:
         low = max(side // patch_size, 1) * patch_size
         raise SettingError(f"views.size must be a multiple of the patch size {patch_size}, got {side}; {low} and {low + patch_size} are nearest")
