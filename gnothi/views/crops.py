@@ -121,7 +121,6 @@ def cut(images: Tensor, boxes: Tensor, size: int, flips: Tensor | None = None, t
         [B, C, size, size] floats in the range of the input.
     """
     n, channels, height, width = images.shape
-    turns = None if turns is None else turns.to(images.device)
     mirror_x, mirror_y = _mirrors(flips, turns, n, images.device)
     boxes = boxes.to(images.device)
     out = torch.empty(n, channels, size, size, device=images.device)
@@ -132,7 +131,10 @@ def cut(images: Tensor, boxes: Tensor, size: int, flips: Tensor | None = None, t
         down = _weights(top, high, size, height, mirror_y[part])  # [b, size, H]
         rows = images[part].float().reshape(-1, channels * height, width) @ across.mT  # [b, C * H, size]
         torch.matmul(down[:, None], rows.view(-1, channels, height, size), out=out[part])
-    return out if turns is None else torch.where((turns % 2 == 1)[:, None, None, None], out.mT, out)
+    if turns is not None:
+        odd = (turns % 2 == 1).nonzero()[:, 0].to(out.device)  # where turns lie on the CPU, no GPU has to be waited for
+        out[odd] = out[odd].mT
+    return out
 
 
 def _mirrors(flips: Tensor | None, turns: Tensor | None, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -140,6 +142,7 @@ def _mirrors(flips: Tensor | None, turns: Tensor | None, n: int, device: torch.d
     x = torch.zeros(n, dtype=torch.bool, device=device) if flips is None else flips.to(device)
     if turns is None:
         return x, torch.zeros_like(x)
+    turns = turns.to(device)
     return x ^ ((turns == 1) | (turns == 2)), turns >= 2
 
 
