@@ -1,0 +1,88 @@
+"""The store of features: what an encoder says of a source, on disk by fingerprint, computed once and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gnothi.contracts import Source
+from gnothi.data import Subset
+from gnothi.encoders.encoder import Encoder, Progress
+from gnothi.training.checkpoint import replace_file, write_text
+
+log = logging.getLogger(__name__)
+
+
+def folder(cache: str | Path | None = None) -> Path:
+    """Where features lie: ``cache``, else ``$GNOTHI_CACHE``, else ``~/.cache/gnothi/features``."""
+    return Path(cache or os.environ.get("GNOTHI_CACHE") or "~/.cache/gnothi/features").expanduser()
+
+
+def features(
+    encoder: Encoder,
+    source: Source,
+    rows: Sequence[int] | np.ndarray | None = None,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """The vectors of a source, from disk where they are there, else computed and kept.
+
+    Args:
+        encoder: whose vectors.
+        source: of which images.
+        rows: some of them, in this order; all by default.
+        cache: the folder to keep them in; ``folder`` says the default.
+        progress: told how many are done, where they are computed.
+
+    Returns:
+        [N, D] float32, memory-mapped and read-only; a row of NaN for each image that cannot be read.
+    """
+    source = source if rows is None else Subset(source, rows)
+    path = folder(cache) / f"{encoder.fingerprint}-{source.fingerprint()}.npy"
+    shape = (len(source), encoder.width(source.channels))
+    found = _read(path, shape)
+    if found is None:
+        _write(path, shape, encoder, source, progress)
+        found = _read(path, shape)
+    assert found is not None
+    return found
+
+
+def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    about = path.with_suffix(".json")
+    if not (path.is_file() and about.is_file()):
+        return None
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        if vectors.shape == shape and vectors.dtype == np.float32 and digest(path) == json.loads(about.read_text())["digest"]:
+            return vectors
+    except (ValueError, KeyError, OSError, EOFError):
+        pass
+    log.warning("%s is broken or was changed; its features are computed again", path)
+    return None
+
+
+def _write(path: Path, shape: tuple[int, int], encoder: Encoder, source: Source, progress: Progress | None) -> None:
+    def fill(temporary: Path) -> None:
+        vectors = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        start = 0
+        for block in encoder.blocks(source, progress=progress):
+            vectors[start : start + len(block)] = block
+            start += len(block)
+        vectors.flush()
+
+    replace_file(path, fill)
+    about = {"encoder": encoder.name, "encoder_fingerprint": encoder.fingerprint, "source_fingerprint": source.fingerprint(), "shape": shape}
+    write_text(path.with_suffix(".json"), json.dumps(about | {"digest": digest(path)}))
+
+
+def digest(path: Path) -> str:
+    """BLAKE2 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,90 @@
+"""``features:FILE``: vectors that lie in a file stand for an encoder, for the one source they were made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from gnothi.contracts import EncoderError, Source, did_you_mean
+from gnothi.encoders.encoder import Encoder, Images, Progress
+
+ENDINGS = (".npy", ".parquet")
+BLOCK = 4096
+
+
+class StoredEncoder(Encoder):
+    """Vectors by row number.
+
+    Args:
+        name: ``features:FILE``, an ``.npy`` of [N, D] numbers, or a Parquet file that ``gnothi embed`` wrote, whose source is then checked.
+
+    Raises:
+        EncoderError: there is no such file, or it holds something else.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.path = name, Path(name.removeprefix("features:")).expanduser()
+        if self.path.suffix.lower() not in ENDINGS:
+            raise EncoderError(f"{name}: must be an .npy or .parquet file; {did_you_mean(self.path.suffix, ENDINGS)}")
+        if not self.path.is_file():
+            near = [str(p) for p in self.path.parent.glob("*") if p.suffix.lower() in ENDINGS] if self.path.parent.is_dir() else []
+            raise EncoderError(f"{name}: no such file" + (f"; {did_you_mean(str(self.path), near)}" if near else ""))
+        self.vectors, self.source_fingerprint = _npy(self.path) if self.path.suffix.lower() == ".npy" else _parquet(self.path)
+        self.dim = self.vectors.shape[1]
+        with self.path.open("rb") as file:
+            self.fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+    def embed(self, images: Images) -> Tensor:
+        """Refuse: the file holds no network.
+
+        Raises:
+            EncoderError: always.
+        """
+        raise EncoderError(f"{self.name} holds the vectors of one source and cannot embed other images; name a run, an exported folder or timm:NAME")
+
+    def blocks(self, source: Source, rows: Sequence[int] | np.ndarray | None = None, progress: Progress | None = None) -> Iterator[np.ndarray]:
+        """The vectors of the source that the file was made of, [up to BLOCK, dim] each."""
+        if len(source) != len(self.vectors):
+            raise EncoderError(
+                f"{self.name} holds {len(self.vectors)} vectors, this source has {len(source)} images; name the source they were made of"
+            )
+        if self.source_fingerprint not in (None, source.fingerprint()):
+            raise EncoderError(
+                f"{self.name} was made of other images (source {self.source_fingerprint}, this one is {source.fingerprint()}); embed them again"
+            )
+        rows = np.arange(len(source)) if rows is None else np.asarray(rows, dtype=np.int64)
+        for start in range(0, len(rows), BLOCK):
+            yield np.asarray(self.vectors[rows[start : start + BLOCK]], dtype=np.float32)
+            if progress is not None:
+                progress(min(start + BLOCK, len(rows)), len(rows))
+
+
+def _npy(path: Path) -> tuple[np.ndarray, None]:
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise EncoderError(f"{path} is not a plain .npy file: {str(error)[:80]}") from None
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise EncoderError(f"{path} must hold numbers of the shape [N, D], got {vectors.dtype} {vectors.shape}")
+    return vectors, None
+
+
+def _parquet(path: Path) -> tuple[np.ndarray, str | None]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path, columns=["row", "embedding"], memory_map=True)
+        column = table["embedding"].combine_chunks()
+        vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+        rows = table["row"].to_numpy()
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise EncoderError(f"{path} holds no table with the columns row and embedding: {' '.join(str(error).split())[:80]}") from None
+    everything = np.full((int(rows.max(initial=-1)) + 1, vectors.shape[1]), np.nan, dtype=np.float32)
+    everything[rows] = vectors  # rows that are missing could not be read
+    fingerprint = (table.schema.metadata or {}).get(b"gnothi.source_fingerprint")
+    return everything, None if fingerprint is None else fingerprint.decode()
