@@ -34,9 +34,9 @@ class BackboneSpec(Spec):
     """micro-resnet, micro-vit, or any timm name."""
     stem: str | None = None
     """First layers of a ResNet: "cifar" (3x3 of stride 1, no max-pool) or "plain" (timm's). None: cifar up to 64 pixels, unless pretrained."""
-    patch_size: int | None = Field(None, ge=1)
+    patch_size: int | None = Field(default=None, ge=1)
     """Side of a ViT's patches in pixels. None: the network's own, or the largest power of two below that leaves 7 to 32 cells a side."""
-    drop_path: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of the last block, in [0, 1)."""
     mask_token: bool = False
     """Learn a token that stands for hidden patches; ViTs only, for masked views."""
