@@ -99,6 +99,8 @@ class Source:
     """[N] of str (patient, slide, site): rows of one group are never split; None where there are none."""
     array: Tensor | None = None
     """[N, C, H, W], where all images are in memory and of one size."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was opened, a line each: images without a row in the CSV, and the like."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -305,5 +307,3 @@ class Carry:
             {k: v + other.sums[k] for k, v in self.sums.items()},
             {k: torch.cat([v, other.rows[k]]) for k, v in self.rows.items()},
         )
-
-

@@ -1,10 +1,15 @@
 """Sources of images: arrays, photos, folders, torchvision's sets, any Dataset; inspection, splits and order."""
 
 from gnothi.data.arrays import ArraySource, Subset
+from gnothi.data.dataset import DatasetSource, from_dataset
+from gnothi.data.folder import FolderSource
 from gnothi.data.inspection import pixels
 from gnothi.data.open import DataSpec, open, splits
 from gnothi.data.order import Order
 from gnothi.data.photos import photo_tiles
 from gnothi.data.splits import holdout
 
-__all__ = ["ArraySource", "DataSpec", "Order", "Subset", "holdout", "open", "photo_tiles", "pixels", "splits"]
+__all__ = [
+    "ArraySource", "DataSpec", "DatasetSource", "FolderSource", "Order", "Subset",
+    "from_dataset", "holdout", "open", "photo_tiles", "pixels", "splits",
+]  # fmt: skip

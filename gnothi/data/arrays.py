@@ -51,7 +51,7 @@ class ArraySource(Source):
         source: str = "images",
     ) -> None:
         raw = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-        array = torch.from_numpy(_channels_first(_kept_type(raw, source), axes, source))
+        array = torch.from_numpy(_channels_first(kept_type(raw, source), axes, source))
         self.array: Tensor = array
         self.channels, self.dtype = array.shape[1], array.dtype
         self.labels, self.classes = numbered(labels, classes, len(array), source)
@@ -147,7 +147,8 @@ def _column(values: Any, n: int, what: str) -> np.ndarray:
     return column
 
 
-def _kept_type(images: np.ndarray, source: str) -> np.ndarray:
+def kept_type(images: np.ndarray, source: str) -> np.ndarray:
+    """Numbers of any type as uint8, uint16 or float32, by the rule of ``ArraySource``; the shape is left alone."""
     kind = images.dtype.kind
     if images.size == 0:
         raise DataError(f"{source}: there must be at least one image with at least one pixel, got the shape {images.shape}")

@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 def pixels(source: Source, sample: int = 2000, seed: int = 0) -> Pixels:
     """How the numbers of the images become a network's input.
 
-    The range of uint8 is 0 to 255. That of uint16 and floats is what the sample holds; a constant set gets a range that starts at its value and is 1 wide.
+    The range of uint8 is 0 to 255. That of uint16 and floats is what the sample holds; a constant set gets a range 1 wide that starts at its value.
     Mean and deviation by channel are of all pixels of the sample, after mapping that range to [0, 1], summed in float64; the deviation is at least
     ``STD_FLOOR``. Images that cannot be read are left out.
 

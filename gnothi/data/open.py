@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from gnothi.contracts import DataError, Source, Spec, did_you_mean
+from gnothi.contracts import DataError, SettingError, Source, Spec, did_you_mean
 from gnothi.data.arrays import array_splits, open_arrays
+from gnothi.data.decode import EXTENSIONS
+from gnothi.data.folder import folder_splits, open_folder
+from gnothi.data.forms import TYPES
+from gnothi.data.labels import attach, read_table
 from gnothi.data.photos import photo_tiles
+from gnothi.data.torchvision_sets import SETS, open_set
 
-SPLIT_WORDS = ("train", "val", "test")
 ARRAYS = (".npz", ".npy")
 
 
@@ -26,6 +32,8 @@ class DataSpec(Spec):
     """The column of ``data.labels`` that holds the group (patient, slide, site), which no split divides; by default the one called group."""
     channels: int | None = Field(default=None, ge=1)
     """Channels of every image of a folder; by default those that most files have (docs/data.md says what is converted, and how)."""
+    dtype: Literal["uint8", "uint16", "float32"] | None = None
+    """Type of every image of a folder; by default uint16 where any of those looked at first has 16 bits. Nothing is ever narrowed."""
     axes: Literal["NHW", "NHWC", "NCHW"] | None = None
     """Layout of arrays, where their shape does not say it."""
     root: str = "~/.cache/gnothi/data"
@@ -50,28 +58,46 @@ def open(name: str, *, settings: DataSpec = DataSpec(), split: str | None = None
     Args:
         name: ``photos``, a folder, an ``.npz`` or ``.npy``, or a torchvision data set, with ``@train`` or ``@test`` where there are splits.
         settings: what the name leaves open.
-        split: used where the name has no ``@``; by default train, or everything where there are no splits.
+        split: used where the name has no ``@``; by default the one for training, or everything where there are no splits.
 
     Raises:
         DataError: there is no such data, or no such split.
+        SettingError: a setting does not fit the data.
     """
     name, said = divide(name)
     known, wanted = splits(name, settings), said or split
     if wanted is not None and wanted not in known and (known or wanted != "train"):
         raise DataError(_no_such_split(name, wanted, known))
-    chosen = (wanted or known[0]) if known else None
-    return _open(name, settings, chosen)
+    source = _open(name, settings, (wanted or known[0]) if known else None)
+    if settings.channels not in (None, source.channels):
+        raise SettingError(f"data.channels converts the images of folders only; {name} has {source.channels} channels, got {settings.channels}")
+    if settings.dtype is not None and TYPES[settings.dtype] != source.dtype:
+        raise SettingError(
+            f"data.dtype converts the images of folders only; {name} is {str(source.dtype).removeprefix('torch.')}, got {settings.dtype}"
+        )
+    if settings.labels is not None:
+        attached = attach(source, read_table(Path(settings.labels).expanduser(), settings.label_column, settings.group_column))
+        source.notes = attached.notes(settings.labels)
+    return source
 
 
 def splits(name: str, settings: DataSpec = DataSpec()) -> tuple[str, ...]:  # noqa: B008
-    """The splits a name has, the one for training first; () where it has none."""
+    """The splits a name has, the one for training first; () where it has none.
+
+    Raises:
+        DataError: there is no such data.
+    """
     name, _ = divide(name)
     path = Path(name).expanduser()
     if name == "photos":
         return ("train", "test")
-    if path.suffix.lower() in ARRAYS and path.is_file():
+    if name in SETS:
+        return tuple(SETS[name][1])
+    if path.is_dir():
+        return folder_splits(path)
+    if path.is_file() and path.suffix.lower() in ARRAYS:
         return array_splits(path)
-    raise DataError(f"{name}: no such data")
+    raise DataError(_no_such_data(name, path))
 
 
 def divide(name: str) -> tuple[str, str | None]:
@@ -85,6 +111,10 @@ def _open(name: str, settings: DataSpec, split: str | None) -> Source:
     if name == "photos":
         count = settings.per_class if split == "train" else settings.per_class_test
         return photo_tiles(split or "train", settings.tile, count, settings.tile_seed)
+    if name in SETS:
+        return open_set(name, split, settings.root, settings.download)
+    if path.is_dir():
+        return open_folder(path, split, settings.channels, settings.dtype)
     return open_arrays(path, split, settings.axes)
 
 
@@ -92,3 +122,21 @@ def _no_such_split(name: str, wanted: str, known: tuple[str, ...]) -> str:
     if known:
         return f"{name}@{wanted}: no such split; {did_you_mean(wanted, known)}"
     return f"{name} has no splits; give the {wanted} data by its own name, as a second folder or file"
+
+
+def _no_such_data(name: str, path: Path) -> str:
+    if path.is_file():
+        kind = (
+            "an image is not data to learn from; give the folder it lies in" if path.suffix.lower() in EXTENSIONS else "a file must be .npz or .npy"
+        )
+        return f"{name}: {kind}"
+    above = path.parent
+    while not above.is_dir():
+        path, above = above, above.parent
+    siblings = {p.name: p for p in above.iterdir() if p.is_dir() or p.suffix.lower() in ARRAYS}
+    near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
+    if near:
+        return f"{name}: no such folder or file; did you mean {siblings[near[0]]}?"
+    if os.sep in name:
+        return f"{name}: no such folder or file; {above} exists, {path.name} in it does not"
+    return f"{name}: no such data; {did_you_mean(name, ['photos', *SETS])}, or give a folder, an .npz or an .npy"
