@@ -139,8 +139,8 @@ class TimmBackbone(nn.Module):
         self.stem = _stem(timm, spec, self.net, channels, size)
         """"cifar" where the first layers were replaced, else "plain"."""
         self.prefix = {"return_prefix_tokens": True} if _gives_prefix(self.net) else {}
-        embed = getattr(self.net, "patch_embed", None)
-        self.multiple = (_own_patch(embed) or 1) if embed is not None else 1
+        embed: Any = getattr(self.net, "patch_embed", nn.Identity())
+        self.multiple = _own_patch(embed) or 1
         self.only = embed.img_size if getattr(embed, "strict_img_size", False) else None
         self.last = 0
         self.width, self.patch_width, self.block_widths = self._measure(channels, size)
@@ -229,10 +229,12 @@ class TimmBackbone(nn.Module):
 def pretrained_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Crop size in pixels, channel means and channel deviations (of pixels in [0, 1]) with which timm's weights of a name were trained."""
     timm = _timm(name)
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    try:
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError:  # an unknown tag after the dot
+        config = None
     if config is None or not config.has_weights:
-        names = timm.list_models(pretrained=True)
-        raise SettingError(f"timm has no weights named {name!r}; {did_you_mean(name, names)}")
+        raise SettingError(f"timm has no weights named {name!r}; {did_you_mean(name, timm.list_models(pretrained=True))}")
     return config.input_size[-1], tuple(config.mean), tuple(config.std)
 
 
