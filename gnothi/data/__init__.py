@@ -3,11 +3,11 @@
 from gnothi.data.arrays import ArraySource, Subset
 from gnothi.data.dataset import DatasetSource, from_dataset
 from gnothi.data.folder import FolderSource
+from gnothi.data.holdout import holdout
 from gnothi.data.inspection import pixels
 from gnothi.data.open import DataSpec, open, splits
 from gnothi.data.order import Order
 from gnothi.data.photos import photo_tiles
-from gnothi.data.splits import holdout
 
 __all__ = [
     "ArraySource", "DataSpec", "DatasetSource", "FolderSource", "Order", "Subset",
