@@ -113,10 +113,11 @@ class FromSource(Dataset["Cuts | GnothiError"]):
         left = list(range(n))
         for attempt in range(REPLACEMENTS):
             # All shapes, then all boxes, then the images: drawing for one image takes nearly as long as for all.
-            errors = _errors(left, lambda i: shapes[i].copy_(torch.tensor(self.source.shape(int(rows[i])))))
+            held: dict[int, Tensor] = {}
+            errors = _errors(left, lambda i, held=held: self._look(int(rows[i]), i, shapes, held))  # type: ignore[misc]
             boxes = tuple(draw(u, shapes[:, 0], shapes[:, 1], c.spec) for u, c in zip(uniform, self.crops, strict=True))
             good = [i for i in left if i not in errors]
-            errors |= _errors(good, lambda i, boxes=boxes: self._cut(int(rows[i]), i, shapes[i].tolist(), boxes, images))  # type: ignore[misc]
+            errors |= _errors(good, lambda i, held=held, boxes=boxes: self._cut(int(rows[i]), i, shapes[i].tolist(), held, boxes, images))  # type: ignore[misc]
             left = sorted(errors)
             if not left:
                 return Cuts(rows, images, boxes, tuple(broken))
@@ -125,10 +126,19 @@ class FromSource(Dataset["Cuts | GnothiError"]):
                 rows[i] = self.joint.replacement(step, i, attempt)
         raise DataError(f"{broken[-1][2]}; nor could {REPLACEMENTS - 1} other images drawn in its place be read")
 
-    def _cut(self, row: int, i: int, shape: list[int], boxes: tuple[Boxes, ...], images: tuple[Tensor, ...]) -> None:
+    def _look(self, row: int, i: int, shapes: Tensor, held: dict[int, Tensor]) -> None:
+        """Write the shape of an image into ``shapes``; where only the pixels tell it, hold them, to read nothing twice."""
+        if type(self.source).shape is Source.shape:
+            held[i] = self.source.image(row)
+            shapes[i] = torch.tensor(held[i].shape[1:])
+        else:
+            shapes[i] = torch.tensor(self.source.shape(row))
+
+    def _cut(self, row: int, i: int, shape: list[int], held: dict[int, Tensor], boxes: tuple[Boxes, ...], images: tuple[Tensor, ...]) -> None:
         """Read an image and write its crops into place ``i`` of each of ``images``."""
-        image = self.source.image(row, _shrink([b.boxes[i] for b in boxes], self.crops))
-        ratio = torch.tensor([image.shape[2] / shape[1], image.shape[1] / shape[0]]).repeat(2)
+        shrink = _shrink([b.boxes[i] for b in boxes], self.crops)
+        image = held.pop(i) if i in held else self.source.image(row, shrink)
+        ratio = _ratio(image, shape, shrink)
         for crop, box, out in zip(self.crops, boxes, images, strict=True):
             one = _cut_one(image, box.boxes[i] * ratio, crop.spec.size, box.flips[i : i + 1], box.turns[i : i + 1])
             out[i] = one.add_(0.5).clamp_(0, 255) if out.dtype == torch.uint8 else one  # the assignment rounds down
@@ -149,6 +159,13 @@ def _shrink(boxes: list[Tensor], crops: tuple[Crop, ...]) -> int:
     """The largest of 8, 4, 2, 1 at which every box still has at least as many pixels as its crop."""
     spare = min(float(box[2:].min()) / crop.spec.size for box, crop in zip(boxes, crops, strict=True))
     return next((s for s in (8, 4, 2) if s <= spare), 1)
+
+
+def _ratio(image: Tensor, shape: list[int], shrink: int) -> Tensor:
+    """Pixels of [C, H, W] to a pixel of the full resolution, [4] for a box; a decoder that shrinks rounds the shape up, but not the scale."""
+    if list(image.shape[1:]) == [math.ceil(side / shrink) for side in shape]:
+        return torch.full((4,), 1 / shrink)
+    return torch.tensor([image.shape[2] / shape[1], image.shape[1] / shape[0]]).repeat(2)
 
 
 def _cut_one(image: Tensor, box: Tensor, size: int, flip: Tensor, turn: Tensor) -> Tensor:
