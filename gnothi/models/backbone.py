@@ -130,8 +130,7 @@ class TimmBackbone(nn.Module):
     def __init__(self, spec: BackboneSpec, channels: int, size: int) -> None:
         super().__init__()
         timm = _timm(spec.name)
-        if not timm.is_model(spec.name):
-            raise SettingError(f"backbone.name {spec.name!r}: no such network; {did_you_mean(spec.name, [*MICRO, *timm.list_models()])}")
+        _config(timm, spec.name)
         self.name = spec.name
         self.arguments = _arguments(timm, spec, channels, size)
         """What ``timm.create_model`` gets besides the name."""
@@ -229,12 +228,9 @@ class TimmBackbone(nn.Module):
 def pretrained_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Crop size in pixels, channel means and channel deviations (of pixels in [0, 1]) with which timm's weights of a name were trained."""
     timm = _timm(name)
-    try:
-        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    except RuntimeError:  # an unknown tag after the dot
-        config = None
+    config = _config(timm, name)
     if config is None or not config.has_weights:
-        raise SettingError(f"timm has no weights named {name!r}; {did_you_mean(name, timm.list_models(pretrained=True))}")
+        raise SettingError(f"timm has no weights for {name}; {did_you_mean(name, timm.list_models(pretrained=True))}")
     return config.input_size[-1], tuple(config.mean), tuple(config.std)
 
 
@@ -248,6 +244,17 @@ def _timm(name: str) -> ModuleType:
             "micro-resnet and micro-vit work without them"
         ) from error
     return timm
+
+
+def _config(timm: ModuleType, name: str) -> Any:
+    # What timm knows of a name's weights, None where there are none; SettingError where there is no such name.
+    if not timm.is_model(name):
+        raise SettingError(f"backbone.name {name!r}: no such network; {did_you_mean(name, [*MICRO, *timm.list_models()])}")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag that does not exist
+        tags = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+        raise SettingError(f"backbone.name {name!r}: no such weights; {did_you_mean(name, tags)}") from error
 
 
 def _arguments(timm: ModuleType, spec: BackboneSpec, channels: int, size: int) -> dict[str, Any]:
