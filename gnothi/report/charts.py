@@ -111,7 +111,7 @@ def y_axis(values: Sequence[float], log: bool = False) -> tuple[Axis, list[float
         low, high = low - pad, high + pad
     step = _step(low, high, 4)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    return Axis(low, high, BOTTOM, TOP), ticks(low, high)
+    return Axis(low, high, BOTTOM, TOP), [low + i * step for i in range(round((high - low) / step) + 1)]
 
 
 def thin(values: Sequence[float], points: int = 300) -> list[float]:
@@ -122,7 +122,9 @@ def thin(values: Sequence[float], points: int = 300) -> list[float]:
     return [float(part[np.isfinite(part)].mean()) if np.isfinite(part).any() else math.nan for part in np.array_split(array, points)]
 
 
-def line_chart(x: Sequence[float], curves: Sequence[Curve], *, x_name: str, label: str, log: bool = False) -> Markup:
+def line_chart(
+    x: Sequence[float], curves: Sequence[Curve], *, x_name: str, label: str, x_range: tuple[float, float] | None = None, log: bool = False
+) -> Markup:
     """Draw curves over a shared x.
 
     Args:
@@ -130,6 +132,7 @@ def line_chart(x: Sequence[float], curves: Sequence[Curve], *, x_name: str, labe
         curves: lines of N values each; the first is solid, others are dashed too, so that colour is never alone.
         x_name: what x is, for the axis.
         label: what a screen reader says.
+        x_range: ends of the horizontal axis; those of ``x`` by default.
         log: a logarithmic vertical axis; values must be positive.
 
     Returns:
@@ -137,7 +140,8 @@ def line_chart(x: Sequence[float], curves: Sequence[Curve], *, x_name: str, labe
     """
     bounds = [v for c in curves for part in (c.y, c.low, c.high) if part is not None for v in part]
     down, marks = y_axis(bounds, log)
-    across = Axis(x[0], x[-1] if x[-1] > x[0] else x[0] + 1, LEFT, RIGHT)
+    first, last = x_range or (x[0], x[-1])
+    across = Axis(first, last if last > first else first + 1, LEFT, RIGHT)
     parts = [_y_marks(down, marks), _x_marks(across, x_name)]
     parts += [_band(x, c, across, down, i) for i, c in enumerate(curves) if c.low is not None and c.high is not None]
     parts += [_line(x, c.y, across, down, i) for i, c in enumerate(curves)]
@@ -194,8 +198,9 @@ def _line(x: Sequence[float], y: Sequence[float], across: Axis, down: Axis, colo
 def _band(x: Sequence[float], curve: Curve, across: Axis, down: Axis, colour: int) -> Markup:
     assert curve.low is not None and curve.high is not None
     there = [i for i in range(len(x)) if math.isfinite(curve.low[i]) and math.isfinite(curve.high[i])]
-    edge = [f"{across(x[i]):.1f},{down(curve.high[i]):.1f}" for i in there] + [f"{across(x[i]):.1f},{down(curve.low[i]):.1f}" for i in reversed(there)]
-    return Markup('<polygon class="band c{}" points="{}"/>').format(colour % COLOURS, " ".join(edge))
+    top = [f"{across(x[i]):.1f},{down(curve.high[i]):.1f}" for i in there]
+    bottom = [f"{across(x[i]):.1f},{down(curve.low[i]):.1f}" for i in reversed(there)]
+    return Markup('<polygon class="band c{}" points="{}"/>').format(colour % COLOURS, " ".join(top + bottom))
 
 
 # ---- values with intervals, a row each; per cent of the cell's width, so that a row fits any screen ----------------
@@ -219,14 +224,15 @@ def interval(value: float, low: float, high: float, ends: tuple[float, float]) -
     return Markup('<svg class="interval" aria-hidden="true">{}{}</svg>').format(lines, mark.format(axis(low), axis(high), axis(value)))
 
 
-def interval_axis(ends: tuple[float, float]) -> Markup:
-    """The axis above such rows."""
+def interval_axis(ends: tuple[float, float], percent: bool) -> Markup:
+    """The axis above such rows; ``percent`` writes 0.2 as 20 %."""
     axis, marks = Axis(*ends, 0, 100), ticks(*ends)
     step = marks[1] - marks[0] if len(marks) > 1 else 1.0
     texts = []
-    for t in marks:
+    for i, t in enumerate(marks):
         anchor = "start" if axis(t) < 5 else "end" if axis(t) > 95 else "middle"
-        texts.append(Markup('<text class="tick" x="{:.2f}%" y="12" text-anchor="{}">{}</text>').format(axis(t), anchor, _tick_label(t, step)))
+        text = f"{100 * t:g} %" if percent else _tick_label(t, step)
+        texts.append(Markup('<text class="tick{}" x="{:.2f}%" y="12" text-anchor="{}">{}</text>').format(" odd" * (i % 2), axis(t), anchor, text))
     return Markup('<svg class="interval axis" aria-hidden="true">{}</svg>').format(Markup("").join(texts))
 
 

@@ -30,7 +30,12 @@ PLAIN = (
     ("train", "gradient_norm", "Gradient norm", "The size of the gradient before clipping. Spikes that keep growing mean the rate is too high."),
     ("train", "momentum", "Teacher momentum", "How much of the teacher is kept at each step; near 1 it hardly moves."),
     ("train", "weight_decay", "Weight decay", "The pull of the weights towards zero."),
-    ("health", "std", "Spread of the embedding", "Standard deviation of normalised vectors over images. At zero, every image gets the same vector: collapse."),
+    (
+        "health",
+        "std",
+        "Spread of the embedding",
+        "Deviation of the normalised projections around their mean: 1 where they point everywhere, 0 where all are one vector.",
+    ),
     ("health", "rankme", "RankMe", "How many directions the embedding uses. A small number that stays small means dimensional collapse."),
 )
 """Kind of line, key, title, meaning."""
@@ -53,7 +58,7 @@ def _loss(record: Record) -> Figure | None:
         "The total is the weighted sum of its terms, drawn here before weighting." if terms else "It should fall and level off."
     )
     x, _, unit = record.column("train", "loss")
-    return _figure("Loss", caption, x, [total, *terms], unit)
+    return _figure("Loss", caption, x, [total, *terms], unit, record)
 
 
 def _knn(record: Record) -> Figure | None:
@@ -64,14 +69,14 @@ def _knn(record: Record) -> Figure | None:
     low, high = (record.column("evaluation", key, where)[1] for key in ("low", "high"))
     whole = len(low) == len(high) == len(x)
     caption = "Share of held-out training images whose class their nearest neighbours name" + (", with its 95 % interval." if whole else ".")
-    return _figure("k-NN accuracy during training", caption, x, [Curve("k-NN", y, low if whole else None, high if whole else None)], unit)
+    return _figure("k-NN accuracy during training", caption, x, [Curve("k-NN", y, low if whole else None, high if whole else None)], unit, record)
 
 
 def _plain(record: Record, kind: str, key: str, title: str, caption: str) -> Figure | None:
     x, y, unit = record.column(kind, key)
     if not x or (key == "weight_decay" and len(set(y)) == 1):
         return None
-    return _figure(title, caption, x, [Curve(title, y)], unit)
+    return _figure(title, caption, x, [Curve(title, y)], unit, record)
 
 
 def _entropy(record: Record) -> Figure | None:
@@ -81,13 +86,13 @@ def _entropy(record: Record) -> Figure | None:
     of_mean_x, of_mean, _ = record.column("health", "mean_entropy")
     curves = [Curve("an image's target", y)] + ([Curve("mean of all targets", of_mean)] if of_mean_x == x else [])
     caption = (
-        "In nats. Healthy targets are sure of each image (low) and differ between images (the mean stays high). "
-        "Both high: uniform collapse. Both near zero: constant collapse."
+        "1 is an even choice among all prototypes. Healthy targets are sure of each image (low) and differ between images (their mean stays high). "
+        "Both near 1: uniform collapse. Both near 0: constant collapse."
     )
-    return _figure("Entropy of the teacher", caption, x, curves, unit)
+    return _figure("Entropy of the teacher", caption, x, curves, unit, record)
 
 
-def _figure(title: str, caption: str, x: Sequence[float], curves: Sequence[Curve], unit: str) -> Figure:
+def _figure(title: str, caption: str, x: Sequence[float], curves: Sequence[Curve], unit: str, record: Record) -> Figure:
     finite = [v for c in curves for v in c.y if math.isfinite(v)]
     if not finite:
         caption = f"Not one of its {len(x)} values is a finite number."
@@ -97,5 +102,6 @@ def _figure(title: str, caption: str, x: Sequence[float], curves: Sequence[Curve
     log = spans_decades([v for c in thinned for v in c.y])
     last = next((v for v in reversed(curves[0].y) if math.isfinite(v)), math.nan)
     label = f"{title}, from {show(curves[0].y[0])} to {show(last)} over {show(x[-1])} {unit}s."
-    svg = line_chart(thin(x), thinned, x_name=f"{unit}s", label=label, log=log)
+    whole = [float(m[unit]) for m in record.metrics if unit in m]  # every chart has the same x, so that they can be compared
+    svg = line_chart(thin(x), thinned, x_name=f"{unit}s", label=label, x_range=(min(whole), max(whole)), log=log)
     return Figure(title, caption + (" Logarithmic scale." if log else ""), svg, tuple(c.name for c in curves), show(last))

@@ -33,27 +33,29 @@ def nearest(queries: np.ndarray, gallery: np.ndarray, k: int, block: int = 512) 
     return np.concatenate(rows), np.concatenate(cosines)
 
 
-def typical(labels: np.ndarray | None, n: int, show: int, order: np.ndarray) -> np.ndarray:
-    """Pick queries to show: one of every class before a second of any, in a given order of all rows.
+def typical(labels: np.ndarray | None, show: int, order: np.ndarray) -> np.ndarray:
+    """Pick queries to show: one of every class before a second of any, otherwise in the order given.
 
     Args:
-        labels: [n] class numbers, or None.
-        n: queries there are.
+        labels: [Q] class numbers, or None.
         show: queries wanted.
-        order: [n] a permutation; earlier rows are preferred.
+        order: rows to pick from, the preferred ones first.
     """
     if labels is None:
         return order[:show]
     seen: dict[int, int] = {}
-    turn = np.empty(n, dtype=np.int64)  # how many of its class come before a row
+    turns = []  # how many of its class come before a row
     for row in order:
-        turn[row] = seen.get(int(labels[row]), 0)
-        seen[int(labels[row])] = turn[row] + 1
-    return order[np.argsort(turn[order], kind="stable")][:show]
+        label = int(labels[row])
+        seen[label] = seen.get(label, -1) + 1
+        turns.append(seen[label])
+    return order[np.argsort(turns, kind="stable")[:show]]
 
 
 def worst(labels: np.ndarray, neighbours: np.ndarray, cosines: np.ndarray, show: int) -> np.ndarray:
-    """The queries whose neighbours disagree most: fewest of their own class first, among those the closest wrong ones first.
+    """The queries whose neighbours disagree most, the worst of every class before the second of any.
+
+    Within a class those with the fewest neighbours of their own come first, among those the ones whose wrong neighbours are closest.
 
     Args:
         labels: [Q] class numbers of the queries.
@@ -64,7 +66,7 @@ def worst(labels: np.ndarray, neighbours: np.ndarray, cosines: np.ndarray, show:
     wrong = neighbours != labels[:, None]
     closeness = np.where(wrong, cosines, 0).sum(1)
     order = np.lexsort((-closeness, -wrong.sum(1)))
-    return order[wrong[order].any(1)][:show]
+    return typical(labels, show, order[wrong[order].any(1)])
 
 
 def lonely(cosines: np.ndarray, show: int) -> np.ndarray:

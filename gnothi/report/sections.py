@@ -14,7 +14,7 @@ from torch import Tensor
 from gnothi.contracts import Pixels, Views
 from gnothi.randomness import generator
 from gnothi.report import maps
-from gnothi.report.charts import COLOURS, place, scatter, show
+from gnothi.report.charts import COLOURS, place, scatter
 from gnothi.report.material import Sample, batch, picture, pixels_of
 from gnothi.report.neighbours import lonely, nearest, typical, worst
 from gnothi.report.pictures import atlas, channels_note, fit, uri
@@ -69,7 +69,7 @@ def views(found: Record, images: int = 6) -> Seen:
     originals = [picture(source, row, pixels, PICTURE) for row in rows]
     lead = (
         "Each image with its crops outlined, and beside it the crops as the network gets them: cut, resized and coloured at random. "
-        "Training asks which of them belong together."
+        "Small local crops have dashed outlines. Training asks which crops belong together."
     )
     note = channels_note(source.channels)
     return Seen(view_rows(originals, [source.name(r) for r in rows], crops, pixels), lead + (f" Here {note}." if note else ""))
@@ -148,15 +148,15 @@ def neighbours(gallery: Sample, queries: Sample, seed: int) -> Neighbourhoods:
     own, theirs = queries.classes(), gallery.classes()
     agreement = ""
     if own is None or theirs is None:
-        first, second = typical(None, len(queries), QUERIES, order), lonely(cosines, QUERIES)
+        first, second = typical(None, QUERIES, order), lonely(cosines, QUERIES)
     else:
         known = {name: i for i, name in enumerate(sorted({*own, *theirs}))}
         labels, found = np.array([known[c] for c in own]), np.array([known[c] for c in theirs])[rows]
-        first, second = typical(labels, len(queries), QUERIES, order), worst(labels, found, cosines, QUERIES)
+        first, second = typical(labels, QUERIES, order), worst(labels, found, cosines, QUERIES)
         agreement = f"{100 * (found == labels[:, None]).mean():.0f} %"
 
     def query(i: int) -> Query:
-        matches = [_match(gallery, int(j), float(c), own and own[i], theirs) for j, c in zip(rows[i], cosines[i], strict=True)]
+        matches = [_match(gallery, int(j), float(c), own[i] if own else None, theirs) for j, c in zip(rows[i], cosines[i], strict=True)]
         return Query(queries.picture(i, PICTURE), queries.name(i), own[i] if own else "", matches)
 
     note = f"{len(queries):,} {queries.split} were looked up among {len(gallery):,} training images."

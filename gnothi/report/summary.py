@@ -37,7 +37,6 @@ class Row:
     encoder: str
     value: str
     range: str
-    n: str
     own: bool
     drawing: Markup
 
@@ -47,6 +46,7 @@ class Table:
     """The results of one metric, the best first."""
 
     title: str
+    n: str
     axis: Markup
     rows: list[Row]
     protocols: list[str]
@@ -57,9 +57,10 @@ def verdict(record: Record) -> dict[str, Any]:
     said = record.verdict
     if not said:
         return {"word": "unfinished", "kind": "", "why": "The run has no verdict yet: it has not come to its end.", "advice": "", "broken": []}
+    kind = str(said.get("collapse") or "")
     return {
         "word": said.get("verdict", "undecided"),
-        "kind": COLLAPSES.get(said.get("collapse"), said.get("collapse") or ""),
+        "kind": COLLAPSES.get(kind, kind),
         "why": said.get("why", ""),
         "advice": said.get("advice", ""),
         "broken": said.get("broken", []),
@@ -90,7 +91,7 @@ def headlines(record: Record) -> list[Headline]:
         found.append(Headline(duration(seconds), "of training", f"{show(sum(rates) / len(rates))} images a second" if rates else ""))
     if train:
         epochs = train[-1].get("epoch")
-        found.append(Headline(f"{train[-1]['step']:,}", "steps", f"{show(epochs)} epochs" if epochs else ""))
+        found.append(Headline(f"{record.verdict.get('steps') or train[-1]['step']:,}", "steps", f"{show(epochs)} epochs" if epochs else ""))
     if health and health[-1].get("rankme") is not None:
         found.append(Headline(show(health[-1]["rankme"]), "RankMe", "directions in use at the end"))
     return [h for h in found if h is not None]
@@ -104,7 +105,8 @@ def _accuracy(record: Record, metric: str) -> Headline | None:
     start = next((r for r in rows if r["encoder"] == "untrained"), None)
     note = f"{percent(own['low'])} to {percent(own['high'])}"
     if start:
-        note = f"{100 * (own['value'] - start['value']):+.1f} points on the untrained network".replace("-", "−")
+        gain = 100 * (own["value"] - start["value"])
+        note = f"{abs(gain):.1f} points {'above' if gain >= 0 else 'below'} the untrained network"
     return Headline(percent(own["value"]), METRICS.get(metric, metric), note)
 
 
@@ -119,11 +121,12 @@ def _table(record: Record, metric: str) -> Table:
     ends, share = span(ranges), all(0 <= v <= 1 for r in ranges for v in r)
     text = percent if share else show
     rows = [
-        Row(r["encoder"], text(v), f"{text(low)} to {text(high)}", f"{r['n']:,}", record.own(r["encoder"]), interval(v, low, high, ends))
+        Row(r["encoder"], text(v), f"{text(low)} to {text(high)}", record.own(r["encoder"]), interval(v, low, high, ends))
         for r, (v, low, high) in zip(results, ranges, strict=True)
     ]
     protocols = list(dict.fromkeys(r.get("protocol", "") for r in results))
-    return Table(METRICS.get(metric, metric), interval_axis(ends), rows, [p for p in protocols if p])
+    counts = " or ".join(f"{n:,}" for n in sorted({r["n"] for r in results}))
+    return Table(METRICS.get(metric, metric), f"on {counts} images", interval_axis(ends, share), rows, [p for p in protocols if p])
 
 
 def _end(result: dict[str, Any], key: str) -> float:

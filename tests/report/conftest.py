@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from gnothi import data, encoders
+from gnothi import encoders
 from gnothi.contracts import Source
 from gnothi.randomness import generator
+from gnothi.recipes.views import named
 
 
 class MeanColour:
@@ -30,24 +31,26 @@ class MeanColour:
         return self.embed(torch.stack([source.image(int(r)) for r in rows])).numpy()
 
 
-def made_up_metrics(steps: int = 310, every: int = 5) -> list[dict[str, Any]]:
+def made_up_metrics(steps: int = 310) -> list[dict[str, Any]]:
     """Plausible lines of a run with two loss terms, a teacher and k-NN at intervals."""
-    noise = torch.randn(steps, generator=generator(0, "metrics")).tolist()
+    noise = torch.randn(steps + 1, generator=generator(0, "metrics")).tolist()
     lines: list[dict[str, Any]] = []
-    for step in range(0, steps, every):
+    for step in range(steps + 1):
         progress = step / steps
         here = {"step": step, "epoch": step / 31, "seconds": 0.3 * step}
         contrast, turns = 3 * math.exp(-3 * progress) + 2 + 0.05 * noise[step], 1.4 - 0.8 * progress + 0.02 * noise[-step]
+        terms = {"simclr": contrast, "rotation": turns}
         lines.append(
-            {"kind": "train", **here, "loss": contrast + 0.5 * turns, "terms": {"simclr": contrast, "rotation": turns}, "weights": {"simclr": 1, "rotation": 0.5}}
+            {"kind": "train", **here, "loss": contrast + 0.5 * turns, "terms": terms, "weights": {"simclr": 1, "rotation": 0.5}}
             | {"lr": 0.2 * min(progress * 10, 1 - progress), "weight_decay": 1e-4, "momentum": 0.99 + 0.01 * progress}
             | {"gradient_norm": 1 + 600 * math.exp(-20 * progress), "images_per_second": 880.0, "waiting": 0.02}
         )
         if step % 31 == 0:
-            health = {"std": 0.02 + 0.05 * progress, "rankme": 8 + 40 * progress, "teacher_entropy": 4 - 2 * progress, "mean_entropy": 4.1}
+            health = {"std": 0.6 + 0.3 * progress, "rankme": 8 + 40 * progress, "teacher_entropy": 0.9 - 0.5 * progress, "mean_entropy": 0.97}
             lines.append({"kind": "health", **here, **health})
             value = 0.59 + 0.22 * progress
-            lines.append({"kind": "evaluation", **here, "metric": "knn", "value": value, "low": value - 0.02, "high": value + 0.02, "n": 400, "protocol": "k=20"})
+            interval = {"value": value, "low": value - 0.02, "high": value + 0.02}
+            lines.append({"kind": "evaluation", **here, "metric": "knn", **interval, "n": 400, "protocol": "k=20"})
     return lines
 
 
@@ -62,25 +65,38 @@ def made_up_results() -> list[dict[str, Any]]:
     ]
 
 
+PIXELS = {"low": 0.0, "high": 255.0, "mean": [0.45, 0.43, 0.4], "std": [0.25, 0.25, 0.27]}
+VERDICT = {
+    "verdict": "healthy",
+    "collapse": None,
+    "why": "Projections spread 0.90 of 1, effective rank 48.",
+    "advice": "",
+    "steps": 310,
+    "seconds": 93.2,
+}
+
+
 def make_run(folder: Path, name: str, **changes: Any) -> Path:
-    """Write the files of a run on some data; ``changes`` replace whole files' contents (verdict, metrics, derived)."""
+    """Write the files of a run on some data; ``changes`` replace what ``verdict``, ``metrics``, ``settings`` and ``derived`` hold."""
     folder.mkdir(parents=True)
     settings = {
         "seed": 0,
         "method": {"name": "simclr", "temperature": 0.2},
         "backbone": {"name": "micro-resnet"},
-        "views": {"size": 32, "recipe": "simclr"},
+        "views": {"size": 32, "recipe": "simclr-cifar"},
         "optimiser": {"name": "sgd", "lr": 0.2},
         "training": {"epochs": 10, "batch": 128},
-        "auxiliary": {"rotation": {"weight": 0.5}},
         "data": {"name": name},
     }
-    derived = {"pixels": {"low": 0.0, "high": 255.0, "mean": [0.45, 0.43, 0.4], "std": [0.25, 0.25, 0.27]}, "channels": 3, "size": 32, "n": 4000, "steps": 310}
-    spec = {"gnothi": "0.1.0", "settings": settings, "derived": changes.get("derived", derived), "source": {"name": name, "fingerprint": "ab12", "n": 4000}}
-    verdict = {"verdict": "healthy", "collapse": None, "why": "The embedding spreads over 48 directions and keeps its deviation.", "advice": ""}
-    verdict = changes.get("verdict", verdict | {"steps": 310, "seconds": 93.2, "broken": []})
+    crops = named("dino", 32).model_dump(mode="json")
+    spec = {
+        "gnothi": "0.1.0",
+        "settings": settings | changes.get("settings", {}),
+        "derived": {"pixels": PIXELS, "channels": 3, "size": 32, "n": 4000, "steps": 310, "views": crops} | changes.get("derived", {}),
+        "source": {"name": name, "fingerprint": "ab12", "n": 4000},
+    }
     (folder / "spec.json").write_text(json.dumps(spec))
-    (folder / "verdict.json").write_text(json.dumps(verdict))
+    (folder / "verdict.json").write_text(json.dumps(VERDICT | {"broken": []} | changes.get("verdict", {})))
     (folder / "environment.json").write_text(json.dumps({"torch": "2.15.0", "threads": 2}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in changes.get("metrics", made_up_metrics())))
     return folder
@@ -90,7 +106,7 @@ def make_run(folder: Path, name: str, **changes: Any) -> Path:
 def encoder(monkeypatch: pytest.MonkeyPatch) -> MeanColour:
     """Every run's encoder is a ``MeanColour``."""
     made = MeanColour()
-    monkeypatch.setattr(encoders, "load", lambda name, device=None: made, raising=False)
+    monkeypatch.setattr(encoders, "load", lambda name, device=None: made)
     return made
 
 
@@ -103,6 +119,3 @@ def tiles(tmp_path: Path) -> str:
     images = (colours[labels][:, :, None, None] + noise).clamp(0, 255).byte().permute(0, 2, 3, 1)
     np.savez(tmp_path / "tiles.npz", images=images.numpy(), labels=labels.numpy())
     return str(tmp_path / "tiles.npz")
-
-
-__all__ = ["data"]
