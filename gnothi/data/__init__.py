@@ -4,12 +4,12 @@ from gnothi.data.arrays import ArraySource, Subset
 from gnothi.data.dataset import DatasetSource, from_dataset
 from gnothi.data.folder import FolderSource
 from gnothi.data.holdout import holdout
-from gnothi.data.inspection import pixels
+from gnothi.data.inspection import Inspection, inspect, pixels
 from gnothi.data.open import DataSpec, open, splits
 from gnothi.data.order import Order
 from gnothi.data.photos import photo_tiles
 
 __all__ = [
     "ArraySource", "DataSpec", "DatasetSource", "FolderSource", "Order", "Subset",
-    "from_dataset", "holdout", "open", "photo_tiles", "pixels", "splits",
+    "Inspection", "from_dataset", "holdout", "inspect", "open", "photo_tiles", "pixels", "splits",
 ]  # fmt: skip

@@ -182,4 +182,6 @@ def _no_images(folder: Path) -> str:
     names = [name for _, _, files in os.walk(folder) for name in files if not name.startswith(".")]
     found = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in names).most_common(4)
     what = ", ".join(f"{count} {extension}" for extension, count in found) or "no files at all"
-    return f"{folder} holds no images: looked for {' '.join(EXTENSIONS)}, found {what}"
+    arrays = sorted(name for name in os.listdir(folder) if name.endswith((".npz", ".npy")))
+    instead = f"; did you mean {folder / arrays[-1]}?" if arrays else ""
+    return f"{folder} holds no images: looked for {' '.join(EXTENSIONS)}, found {what}{instead}"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from gnothi.contracts import DataError, Pixels, Source
+from gnothi.data.duplicates import digest, exact_groups, near_groups, thumbnail
+from gnothi.data.folder import FolderSource
 from gnothi.randomness import generator
 
 STD_FLOOR = 1e-3
@@ -83,3 +88,212 @@ def readable(source: Source, rows: list[int]) -> Iterator[np.ndarray]:
     with ThreadPoolExecutor(8) as pool:
         for start in range(0, len(rows), 256):
             yield from (image for image in pool.map(read, rows[start : start + 256]) if image is not None)
+
+
+# ---- the whole look ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Inspection:
+    """What was seen of a source, as plain values."""
+
+    n: int
+    channels: int
+    dtype: str
+    pixels: dict[str, Any]
+    """Range, mean and deviation that training uses (``pixels``)."""
+    minimum: list[float]
+    """By channel, of all images."""
+    maximum: list[float]
+    sizes: dict[str, Any]
+    """``min``, ``median`` and ``max`` as [height, width], each side by itself; ``distinct`` counts the pairs."""
+    stored: dict[str, int]
+    """How many files are stored in which form (palette, cmyk, grey, ...); empty where the images are no files."""
+    broken: list[dict[str, str]]
+    """``name`` and ``message`` of each image that cannot be read."""
+    exact: list[list[str]]
+    """Names of images with the same pixels, a list for each picture."""
+    near: list[list[str]]
+    """Names of images that nearly agree and are not listed in ``exact`` as a whole."""
+    classes: dict[str, int] | None
+    unlabelled: int
+    groups: int | None
+    notes: list[str] = field(default_factory=list)
+    test: Inspection | None = None
+    shared: dict[str, list[list[str]]] | None = None
+    """``exact`` and ``near``: lists with names of both training and test images, which start with ``train: `` and ``test: ``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as nested dictionaries and lists, for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The same as text for a person."""
+        return [*_summary(self), *([] if self.test is None else ["", "test", *_summary(self.test)]), *_shared_lines(self.shared)]
+
+
+class _Look(NamedTuple):
+    row: int
+    size: tuple[int, int]
+    stored: str | None
+    digest: bytes
+    thumbnail: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def inspect(source: Source, test: Source | None = None, progress: Progress | None = None) -> Inspection:
+    """Read every image once, and say what a person should know before training.
+
+    Args:
+        source: the images to train on.
+        test: those to test on; images in both are found too.
+        progress: called now and then with the number of images done and of all.
+
+    Raises:
+        DataError: no image can be read.
+    """
+    every = len(source) + (len(test) if test is not None else 0)
+    own, broken, scale = _look(source, 0, every, progress)
+    if test is None:
+        return _inspection(source, own, broken, scale)
+    others, test_broken, test_scale = _look(test, len(source), every, progress, scale)
+    names = [f"train: {source.name(look.row)}" for look in own] + [f"test: {test.name(look.row)}" for look in others]
+    exact, near = _duplicates(own + others)
+    shared = {"exact": _both(exact, names, len(own)), "near": _both(near, names, len(own))}
+    return _inspection(source, own, broken, scale, _inspection(test, others, test_broken, test_scale), shared)
+
+
+def _look(
+    source: Source, done: int, every: int, progress: Progress | None, scale: Pixels | None = None
+) -> tuple[list[_Look], list[dict[str, str]], Pixels]:
+    """What is seen of each image that can be read, the broken ones, and the scale; thumbnails are in the scale given, if any."""
+    own = pixels(source)
+    unit, looks, broken = scale or own, [], []
+
+    def look(row: int) -> _Look | DataError:
+        try:
+            stored = source.form(row)[2].stored if isinstance(source, FolderSource) else None
+            image = source.image(row).numpy()
+        except DataError as error:
+            return error
+        small = (thumbnail(image) - unit.low) / (unit.high - unit.low)
+        return _Look(row, image.shape[1:], stored, digest(image), small, image.min((1, 2)), image.max((1, 2)))
+
+    with ThreadPoolExecutor(8) as pool:
+        for start in range(0, len(source), 256):
+            part = range(start, min(start + 256, len(source)))
+            for row, seen in zip(part, pool.map(look, part), strict=True):
+                if isinstance(seen, _Look):
+                    looks.append(seen)
+                else:
+                    broken.append({"name": source.name(row), "message": str(seen).removeprefix(f"{source.name(row)}: ")})
+            if progress is not None:
+                progress(done + part.stop, every)
+    return looks, broken, own
+
+
+def _inspection(
+    source: Source,
+    looks: list[_Look],
+    broken: list[dict[str, str]],
+    scale: Pixels,
+    test: Inspection | None = None,
+    shared: dict[str, list[list[str]]] | None = None,
+) -> Inspection:
+    sizes = np.array([look.size for look in looks])
+    exact, near = _duplicates(looks)
+    names = [source.name(look.row) for look in looks]
+    labels = source.labels if source.labels is not None else np.full(len(source), -1)
+    counts = np.bincount(labels[labels >= 0], minlength=len(source.classes or ()))
+    return Inspection(
+        n=len(source),
+        channels=source.channels,
+        dtype=str(source.dtype).removeprefix("torch."),
+        pixels=asdict(scale),
+        minimum=np.min([look.low for look in looks], axis=0).astype(float).tolist(),
+        maximum=np.max([look.high for look in looks], axis=0).astype(float).tolist(),
+        sizes={
+            "min": sizes.min(0).tolist(),
+            "median": np.median(sizes, axis=0).tolist(),
+            "max": sizes.max(0).tolist(),
+            "distinct": len(np.unique(sizes, axis=0)),
+        },
+        stored=dict(Counter(look.stored for look in looks if look.stored is not None).most_common()),
+        broken=broken,
+        exact=[[names[i] for i in rows] for rows in exact],
+        near=[[names[i] for i in rows] for rows in near],
+        classes=None if source.labels is None else dict(zip(source.classes or (), counts.tolist(), strict=True)),
+        unlabelled=int((labels < 0).sum()),
+        groups=None if source.groups is None else len(np.unique(source.groups)),
+        notes=list(source.notes),
+        test=test,
+        shared=shared,
+    )
+
+
+def _duplicates(looks: list[_Look]) -> tuple[list[list[int]], list[list[int]]]:
+    """Exact and near groups of places in ``looks``; a near one adds something to the exact ones."""
+    digests = [look.digest for look in looks]
+    near = near_groups(np.stack([look.thumbnail for look in looks]))
+    return exact_groups(digests), [rows for rows in near if len({digests[i] for i in rows}) > 1]
+
+
+def _both(groups: list[list[int]], names: list[str], border: int) -> list[list[str]]:
+    return [[names[i] for i in rows] for rows in groups if rows[0] < border <= rows[-1]]
+
+
+# ---- as text -------------------------------------------------------------------------------------
+SHOWN = 5
+CONVERTED = {
+    "palette": "becomes RGB",
+    "bilevel": "becomes grey, 0 and 255",
+    "cmyk": "becomes RGB",
+    "ycbcr": "becomes RGB",
+    "rgb+alpha": "laid over white",
+    "grey+alpha": "laid over white",
+}
+
+
+def _summary(seen: Inspection) -> list[str]:
+    lines = [f"{seen.n:,} images, {seen.channels} channel{'s' * (seen.channels > 1)}, {seen.dtype}"]
+    low, middle, high = (f"{seen.sizes[k][0]:g} x {seen.sizes[k][1]:g}" for k in ("min", "median", "max"))
+    lines.append(f"sizes (height x width): all {low}" if seen.sizes["distinct"] == 1 else _sizes(low, middle, high, seen.sizes["distinct"]))
+    if seen.stored:
+        lines.append("stored as: " + ", ".join(f"{count:,} {form}{_becomes(form, seen.channels)}" for form, count in seen.stored.items()))
+    scale = seen.pixels
+    lines += [f"range {scale['low']:g} to {scale['high']:g}; mean and deviation are of that range", "channel  minimum  maximum    mean  deviation"]
+    for c, (least, most) in enumerate(zip(seen.minimum, seen.maximum, strict=True)):
+        lines.append(f"{c:7d}  {least:7g}  {most:7g}  {scale['mean'][c]:6.4f}  {scale['std'][c]:9.4f}")
+    if seen.classes is not None:
+        shown = sorted(seen.classes.items(), key=lambda item: -item[1])
+        listed = ", ".join(f"{name} {count:,}" for name, count in (shown if len(shown) <= 20 else [*shown[:10], *shown[-3:]]))
+        lines.append(f"{len(shown)} classes: {listed}" + (" (the largest and the smallest)" if len(shown) > 20 else ""))
+        lines += [f"{seen.unlabelled:,} images without a label"] if seen.unlabelled else []
+    lines += [f"{seen.groups:,} groups"] if seen.groups is not None else []
+    lines.append(f"broken: {len(seen.broken):,}" + (f" ({len(seen.broken) / seen.n:.1%})" if seen.broken else ""))
+    lines += [f"  {one['name']}: {one['message']}" for one in seen.broken]
+    lines += _group_lines("exact duplicates", seen.exact) + _group_lines("near duplicates", seen.near)
+    return lines + [f"note: {note}" for note in seen.notes]
+
+
+def _sizes(low: str, middle: str, high: str, distinct: int) -> str:
+    return f"sizes (height x width): {low} to {high}, median {middle}; {distinct:,} distinct"
+
+
+def _becomes(form: str, channels: int) -> str:
+    if form == "grey" and channels == 3:
+        return " (repeated to RGB)"
+    kept = (form, channels) in (("rgb+alpha", 4), ("grey+alpha", 2))
+    return f" ({CONVERTED[form]})" if form in CONVERTED and not kept else ""
+
+
+def _group_lines(what: str, groups: list[list[str]]) -> list[str]:
+    surplus = sum(len(group) - 1 for group in groups)
+    lines = [f"{what}: {surplus:,}" + (f", of {len(groups):,} pictures" if groups else "")]
+    lines += ["  " + " = ".join(group[:4]) + (f" and {len(group) - 4:,} more" if len(group) > 4 else "") for group in groups[:SHOWN]]
+    return lines + ([f"  and {len(groups) - SHOWN:,} pictures more (--json lists all)"] if len(groups) > SHOWN else [])
+
+
+def _shared_lines(shared: dict[str, list[list[str]]] | None) -> list[str]:
+    if shared is None:
+        return []
+    return ["", *_group_lines("exactly in both training and test", shared["exact"]), *_group_lines("nearly in both", shared["near"])]

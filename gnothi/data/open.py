@@ -139,4 +139,4 @@ def _no_such_data(name: str, path: Path) -> str:
         return f"{name}: no such folder or file; did you mean {siblings[near[0]]}?"
     if os.sep in name:
         return f"{name}: no such folder or file; {above} exists, {path.name} in it does not"
-    return f"{name}: no such data; {did_you_mean(name, ['photos', *SETS])}, or give a folder, an .npz or an .npy"
+    return f"{name}: no such data, folder or file; {did_you_mean(name, ['photos', *SETS])}"
