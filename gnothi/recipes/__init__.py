@@ -1,0 +1,1 @@
+"""Settings of runs: recipes by name, rules for what nobody set, strict loading."""

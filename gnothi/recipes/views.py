@@ -47,7 +47,7 @@ def byol_cifar(size: int) -> ViewsSpec:
 
 
 def dino(size: int) -> ViewsSpec:
-    """DINO (arXiv 2104.14294): two large crops (40 to 100 %) and eight small ones (5 to 40 %) of 96 pixels at 224, of about half the size elsewhere."""
+    """DINO (arXiv 2104.14294): two large crops (40 to 100 %) and eight small ones (5 to 40 %) of 96 pixels at 224, else about half."""
     jitter = (0.4, 0.4, 0.2, 0.1)
     small = CropSpec(size=_local_size(size), area=(0.05, 0.4), photometric=_colours(jitter, blur=_blur(0.5, _local_size(size))))
     pair = _pair(size, (0.4, 1.0), _colours(jitter, blur=_blur(1.0, size)), _colours(jitter, blur=_blur(0.1, size), solarise=0.2))
@@ -61,7 +61,7 @@ def dino_cifar(size: int) -> ViewsSpec:
 
 
 def swav(size: int) -> ViewsSpec:
-    """SwAV (arXiv 2006.09882): two large crops (14 to 100 %) and six small ones (5 to 14 %) of 96 pixels at 224, of about half the size elsewhere."""
+    """SwAV (arXiv 2006.09882): two large crops (14 to 100 %) and six small ones (5 to 14 %) of 96 pixels at 224, else about half."""
     jitter = (0.8, 0.8, 0.8, 0.2)
     local = _local_size(size)
     small = CropSpec(size=local, area=(0.05, 0.14), photometric=_colours(jitter, blur=_blur(0.5, local)))

@@ -1,0 +1,58 @@
+"""What every auxiliary objective is made of."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from gnothi.contracts import Carry, Outputs, Spec, Step, Views, Want
+from gnothi.methods import Method
+
+
+class AuxiliarySpec(Spec):
+    """Settings that every auxiliary has."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Weight of its loss; 0 means not built at all, and the run is bit for bit the run without it."""
+    start: float = Field(default=0.0, ge=0, lt=1)
+    """Part of training after which it begins; before, its parameters do not move."""
+
+
+class Auxiliary(nn.Module):
+    """Named terms beside any method's.
+
+    Args:
+        method: beside which it works; raises SettingError where that makes no sense.
+        spec: its settings.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, method: Method, spec: AuxiliarySpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def want(self) -> Want:
+        """What it needs of the method's own encodings."""
+        return Want()
+
+    def crops(self) -> tuple[Any, ...]:
+        """Crops of its own (``CropSpec``), which arrive as ``views.extra[name]``."""
+        return ()
+
+    def draw(self, rows: int, step: Step) -> Tensor | None:
+        """Random numbers for the joint batch of all processes, [rows, ...]; they arrive sliced as ``views.drawn[name]``."""
+        return None
+
+    def forward(self, method: Method, views: Views, outputs: Outputs, step: Step) -> tuple[dict[str, Tensor], Carry]:
+        """Named terms, and what ``after_step`` needs."""
+        raise NotImplementedError
+
+    def weights(self, step: Step) -> dict[str, float]:
+        """Weight of each term."""
+        return {self.name: self.spec.weight}
+
+    def after_step(self, method: Method, carry: Carry, step: Step) -> None:
+        """Move memories, after the optimiser's step."""

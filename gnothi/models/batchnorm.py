@@ -1,0 +1,72 @@
+"""BatchNorm whose statistics are those of all processes, on any device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gnothi.distributed import world
+
+
+class _MeanOverProcesses(torch.autograd.Function):
+    """Mean over processes. Each process has a loss of its own, so the gradient is the mean of all processes' gradients too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous().clone()
+        dist.all_reduce(x)
+        return x / world()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous().clone()
+        dist.all_reduce(grad)
+        return grad / world()
+
+
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm over the joint batch of all processes, which have equally many rows each. [B, C, ...] -> same.
+
+    torch's own works on CUDA only.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; then what timm's BatchNormAct2d carries: dropout and activation."""
+        x = self._synchronised(input) if self.training and world() > 1 else super().forward(input)
+        for name in ("drop", "act"):
+            if hasattr(self, name):
+                x = getattr(self, name)(x)
+        return x
+
+    def _synchronised(self, input: Tensor) -> Tensor:
+        axes = [0, *range(2, input.ndim)]
+        moments = torch.stack([input.mean(axes), input.square().mean(axes)])  # [2, C]
+        mean, square = _MeanOverProcesses.apply(moments)
+        var = (square - mean.square()).clamp(min=0)
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            n = input.numel() // input.shape[1] * world()
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.detach(), self.momentum or 0.1)
+                self.running_var.lerp_(var.detach() * n / (n - 1), self.momentum or 0.1)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+        shape = [1, -1, *[1] * (input.ndim - 2)]
+        scale = (var + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        shift = -mean * scale + (self.bias if self.affine else 0)
+        return input * scale.view(shape) + shift.view(shape)
+
+
+def synchronise(module: nn.Module) -> None:
+    """Turn every BatchNorm inside a module into one over all processes, in place; names, weights and statistics stay."""
+    for m in module.modules():
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and not isinstance(m, SyncBatchNorm):
+            m.__class__ = SyncBatchNorm  # same attributes, another forward

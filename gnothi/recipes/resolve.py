@@ -1,0 +1,183 @@
+"""From what a person said and what the data are to every setting of a run, before anything is built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import gnothi
+from gnothi import data as sources
+from gnothi import distributed
+from gnothi.contracts import DataError, Pixels, SettingError, Source
+from gnothi.data import Subset
+from gnothi.methods import METHODS
+from gnothi.randomness import generator
+from gnothi.recipes import rules, spec
+from gnothi.recipes.named import BY_DATA, recipe
+from gnothi.recipes.spec import RunSpec
+from gnothi.views.batches import ViewsSpec
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run with every setting decided, before anything is built."""
+
+    spec: RunSpec
+    recipe: str
+    source: Source
+    """All images that were named."""
+    kept: Source
+    """Those that train."""
+    held: np.ndarray
+    """Row numbers of those that do not."""
+    pixels: Pixels
+    views: ViewsSpec
+    device: torch.device
+    threads: int
+    workers: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return len(self.kept) // (self.spec.training.batch or 1)
+
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return max(1, round((self.spec.training.epochs or 1) * self.per_epoch))
+
+    def record(self) -> dict[str, Any]:
+        """What ``spec.json`` holds."""
+        derived = {
+            "recipe": self.recipe,
+            "pixels": asdict(self.pixels),
+            "channels": self.source.channels,
+            "size": self.spec.views.size,
+            "n": len(self.kept),
+            "held_out": len(self.held),
+            "steps": self.total,
+            "steps_per_epoch": self.per_epoch,
+            "views": self.views.model_dump(mode="json"),
+            "device": self.device.type,
+            "threads": self.threads,
+            "workers": self.workers,
+            "processes": distributed.world(),
+        }
+        source = {"name": self.spec.data.name, "fingerprint": self.source.fingerprint(), "n": len(self.source)}
+        return {"gnothi": gnothi.__version__, "settings": self.spec.model_dump(mode="json"), "derived": derived, "source": source}
+
+    def words(self) -> str:
+        """What was chosen, in two lines."""
+        s, t = self.spec, self.spec.training
+        held = f" ({len(self.held)} more held out)" if len(self.held) else ""
+        classes = f", {len(self.source.classes)} classes" if self.source.classes else ""
+        return (
+            f"{s.data.name}: {len(self.kept)} images{held}, {self.source.channels} channels{classes}\n"
+            f'recipe "{self.recipe}": {s.method.name} on {s.backbone.name}, crops of {s.views.size} px by "{s.views.recipe}", '
+            f"{t.epochs:g} epochs of {self.per_epoch} steps, batch {t.batch}, {s.optimiser.name} at {s.optimiser.lr:g}, "
+            f"{self.device.type}, {self.threads} threads, {self.workers} loader processes"
+        )
+
+
+def device_of(name: str | None) -> torch.device:
+    """A device by name; by default CUDA where there is one.
+
+    Raises:
+        SettingError: this machine does not have it.
+    """
+    have = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+    if name is not None and name not in have:
+        raise SettingError(f"--device {name}: this machine has {', '.join(have)}")
+    return torch.device(name or ("cuda" if "cuda" in have else "cpu"))
+
+
+def resolve(data: str, *, recipe_name: str | None = None, settings: Mapping[str, Any] | None = None, device: str | None = None) -> Resolved:
+    """Decide every setting of a run: rules under the recipe under what the caller says.
+
+    Args:
+        data: what to learn from.
+        recipe_name: one of ``recipes.named.RECIPES``; None for the data's own, or "any".
+        settings: nested settings that win.
+        device: cpu, cuda or mps.
+
+    Raises:
+        SettingError: a setting is unknown or impossible.
+        DataError: the images cannot be used.
+    """
+    recipe_name = recipe_name or BY_DATA.get(data.partition("@")[0], "any")
+    chosen = spec.merge(recipe(recipe_name).settings, settings or {})
+    chosen = spec.merge(chosen, {"data": {"name": data}})
+    early = spec.load(chosen)  # a wrong key is named before any image is read
+    where = device_of(device)
+    source = sources.open(data, settings=early.data)
+    if len(source) < 4:
+        raise DataError(f"{data} has {len(source)} images; training needs at least 4")
+    kept, held = _holdout(source, early)
+    pixels = sources.pixels(kept, seed=0)
+    facts = rules.Facts(len(kept), source.channels, _side(kept), where.type)
+    full = spec.load(spec.merge(rules.defaults(facts, chosen), chosen))
+    _check(full, len(kept), where)
+    views = rules.crops(full.views, full.method.name, source.channels)
+    threads, workers = _threads(full, kept, where)
+    return Resolved(full, recipe_name, source, kept, held, pixels, views, where, threads, workers)
+
+
+def _holdout(source: Source, early: RunSpec) -> tuple[Source, np.ndarray]:
+    fraction = early.data.holdout
+    if fraction is None:
+        fraction = min(0.1, 1000 / len(source)) if source.labels is not None and len(source) >= 100 else 0.0
+    if not fraction:
+        return source, np.empty(0, dtype=np.int64)
+    kept, held = sources.holdout(source, fraction, early.seed)
+    return Subset(source, kept), held
+
+
+def _side(source: Source) -> int:
+    if source.array is not None:
+        return min(source.array.shape[-2:])
+    sides = []
+    for row in torch.randperm(len(source), generator=generator(0, "sides"))[:200].tolist():
+        try:
+            sides.append(min(source.shape(row)))
+        except DataError:
+            continue
+    if not sides:
+        raise DataError(f"none of {min(200, len(source))} images could be read; gnothi data lists what is wrong with each")
+    return int(np.median(sides))
+
+
+def _check(full: RunSpec, n: int, device: torch.device) -> None:
+    """What lies between settings."""
+    t, method = full.training, METHODS[full.method.name][1]
+    if t.batch is None or t.batch > n:
+        raise SettingError(f"training.batch must be at most the number of training images, {n}, got {t.batch}")
+    if t.accumulate > 1 and not method.accumulates:
+        able = ", ".join(name for name, (_, m) in METHODS.items() if m.accumulates)
+        raise SettingError(f"training.accumulate must be 1 for {method.name}, whose loss compares all images of a batch; {able} can accumulate")
+    if t.batch % (t.accumulate * distributed.world()):
+        raise SettingError(
+            f"training.batch must be a multiple of training.accumulate times the number of processes, {t.accumulate * distributed.world()}, got {t.batch}"
+        )
+    if t.precision == "bf16" and not _has_bf16(device):
+        raise SettingError(f"training.precision=bf16: this {device.type} has no bf16 arithmetic; fp32 works")
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _threads(full: RunSpec, source: Source, device: torch.device) -> tuple[int, int]:
+    """Compute threads and loader processes: images in memory need no loaders; others get half the cores, and on a CPU the rest computes."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) or 1
+    workers = full.training.workers
+    if workers is None:
+        workers = 0 if source.array is not None else min(16, max(1, cores // 2 if device.type == "cpu" else cores - 1))
+    threads = full.training.threads or max(1, cores - (workers if device.type == "cpu" else 0))
+    return threads, workers

@@ -1,0 +1,186 @@
+"""The settings of a run as one frozen value, and their strict loading from dotted names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
+
+from gnothi.auxiliary import AUXILIARIES, AuxiliarySpec
+from gnothi.contracts import SettingError, Spec, did_you_mean
+from gnothi.data import DataSpec
+from gnothi.methods import METHODS
+from gnothi.methods.barlow import BarlowSpec
+from gnothi.methods.byol import BYOLSpec
+from gnothi.methods.dino import DINOSpec
+from gnothi.methods.moco import MoCoSpec
+from gnothi.methods.simclr import SimCLRSpec
+from gnothi.methods.simsiam import SimSiamSpec
+from gnothi.methods.swav import SwAVSpec
+from gnothi.methods.vicreg import VICRegSpec
+from gnothi.models.backbone import BackboneSpec
+from gnothi.training.learner import TrainingSpec
+from gnothi.training.optimisers import OptimiserSpec
+
+AnyMethodSpec = Annotated[SimCLRSpec | MoCoSpec | BYOLSpec | SimSiamSpec | SwAVSpec | DINOSpec | BarlowSpec | VICRegSpec, Field(discriminator="name")]
+
+
+class RunDataSpec(DataSpec):
+    """What a run learns from."""
+
+    name: str
+    """photos, a folder, an .npz or .npy file, or a torchvision name; @train and @test where there are splits."""
+    holdout: float | None = Field(default=None, ge=0, lt=1)
+    """Part of the labelled images kept out of training, for k-NN along the way. None: a tenth, at most 1,000, where there are labels."""
+
+
+class ViewSettings(Spec):
+    """Which crops, and what of the named view recipe to change."""
+
+    recipe: str | None = None
+    """A name that `gnothi recipes` lists. None: the method's own for images of this size and these channels."""
+    size: int | None = Field(default=None, gt=0)
+    """Side of the global crops in pixels. None: by a rule, from the images' sizes."""
+    local: int | None = Field(default=None, ge=0)
+    """How many local crops. None: the recipe's."""
+    area: tuple[float, float] | None = None
+    """Part of the image's area that a global crop covers, smallest and largest. None: the recipe's."""
+    flip: float | None = Field(default=None, ge=0, le=1)
+    """Probability of a left-right flip. None: the recipe's."""
+    turns: bool | None = None
+    """Quarter turns, for images without an up. None: the recipe's."""
+    jitter: float | None = Field(default=None, ge=0, le=1)
+    """Probability that brightness, contrast, saturation and hue change. None: the recipe's."""
+    brightness: float | None = Field(default=None, ge=0)
+    """Strength. None: the recipe's."""
+    contrast: float | None = Field(default=None, ge=0)
+    """Strength. None: the recipe's."""
+    saturation: float | None = Field(default=None, ge=0)
+    """Strength. None: the recipe's."""
+    hue: float | None = Field(default=None, ge=0, le=0.5)
+    """Strength. None: the recipe's."""
+    grey: float | None = Field(default=None, ge=0, le=1)
+    """Probability of losing colour. None: the recipe's."""
+    blur: float | None = Field(default=None, ge=0, le=1)
+    """Probability of a blur, of every crop. None: the recipe's."""
+    solarise: float | None = Field(default=None, ge=0, le=1)
+    """Probability of solarising, of every crop. None: the recipe's."""
+
+
+class RunSpec(Spec):
+    """Everything that decides a run."""
+
+    seed: int = Field(default=0, ge=0)
+    """Of everything random."""
+    data: RunDataSpec
+    views: ViewSettings = ViewSettings()
+    backbone: BackboneSpec = BackboneSpec()
+    method: AnyMethodSpec = SimCLRSpec()
+    auxiliary: dict[str, SerializeAsAny[AuxiliarySpec]] = {}
+    """More objectives beside the method, by name."""
+    optimiser: OptimiserSpec = OptimiserSpec()
+    training: TrainingSpec = TrainingSpec()
+
+    @field_validator("auxiliary", mode="before")
+    @classmethod
+    def _auxiliaries(cls, given: Mapping[str, Any]) -> dict[str, AuxiliarySpec]:
+        return {name: _one_auxiliary(name, values) for name, values in given.items()}
+
+
+def _one_auxiliary(name: str, values: Any) -> AuxiliarySpec:
+    if name not in AUXILIARIES:
+        raise SettingError(f"auxiliary.{name}: no such auxiliary; {did_you_mean(name, AUXILIARIES)}")
+    return values if isinstance(values, AuxiliarySpec) else AUXILIARIES[name][0](**values)
+
+
+def load(settings: Mapping[str, Any]) -> RunSpec:
+    """Make a RunSpec of nested plain values.
+
+    Raises:
+        SettingError: an unknown key or an impossible value, the first of them, with the nearest right thing.
+    """
+    try:
+        return RunSpec.model_validate(settings)
+    except ValidationError as error:
+        raise SettingError(_first(error, settings)) from None
+
+
+def _first(error: ValidationError, settings: Mapping[str, Any]) -> str:
+    """The first mistake in one line."""
+    errors = error.errors()
+    one = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    path = [str(p) for p in one["loc"] if p not in METHODS]
+    dotted = ".".join(path)
+    if one["type"] == "extra_forbidden":
+        known = sorted(names(settings))
+        return f"{dotted}: no such setting; {did_you_mean(dotted, known)}"
+    if one["type"].startswith("union_tag"):
+        name = (settings.get("method") or {}).get("name", "")
+        return f"method.name: no such method {name!r}; {did_you_mean(str(name), METHODS)}"
+    message = one["msg"].removeprefix("Value error, ")
+    return f"{dotted}: {message[:1].lower()}{message[1:]}, got {one['input']!r}"
+
+
+def names(settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every dotted setting with its field: of the method that ``settings`` names, SimCLR's otherwise.
+
+    Returns:
+        dotted name -> pydantic FieldInfo.
+    """
+    method = str(((settings or {}).get("method") or {}).get("name", "simclr"))
+    groups: dict[str, type[BaseModel]] = {
+        "data": RunDataSpec,
+        "views": ViewSettings,
+        "backbone": BackboneSpec,
+        "method": METHODS.get(method, METHODS["simclr"])[0],
+        "optimiser": OptimiserSpec,
+        "training": TrainingSpec,
+    }
+    fields: dict[str, Any] = {"seed": RunSpec.model_fields["seed"]}
+    for group, spec in groups.items():
+        fields |= {f"{group}.{name}": field for name, field in spec.model_fields.items()}
+    for name, (spec, _) in AUXILIARIES.items():
+        fields |= {f"auxiliary.{name}.{key}": field for key, field in spec.model_fields.items()}
+    return fields
+
+
+def parse(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turn KEY=VALUE texts into nested settings; a value is JSON, or else text.
+
+    Raises:
+        SettingError: there is no "=".
+    """
+    settings: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise SettingError(f"--set takes KEY=VALUE, like training.epochs=20, got {text!r}")
+        settings = merge(settings, nested(key.strip(), _value(value.strip())))
+    return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"none": None, "None": None, "True": True, "False": False}.get(text, text)
+
+
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """``a.b.c`` and a value as dictionaries in each other."""
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return value
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested settings as one; ``over`` wins, and a None in it gives the word back to ``under``."""
+    merged = dict(under)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        elif value is not None or key not in merged:
+            merged[key] = value
+    return merged

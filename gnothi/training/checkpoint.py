@@ -1,0 +1,114 @@
+"""Checkpoints: tensors and a few numbers in one safetensors file, written whole or not at all, checked by digest when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gnothi.contracts import RunError
+
+PATTERN = "step-*.safetensors"
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """BLAKE2 of names, types, shapes and bytes."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        x = tensors[name].detach().cpu().contiguous()
+        state.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        state.update(x.reshape(-1).view(torch.uint8).numpy() if x.numel() else b"")
+    return state.hexdigest()
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file under another name, flush it to the disk, then give it its own: a reader sees the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file, whole or not at all."""
+    replace_file(path, lambda temporary: _write(temporary, text.encode()))
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint after ``step`` steps lies."""
+    return folder / f"step-{step:07d}.safetensors"
+
+
+def step_of(path: Path) -> int:
+    """After how many steps a checkpoint was written."""
+    return int(path.stem.split("-")[1])
+
+
+def write(folder: Path, step: int, tensors: dict[str, Tensor], about: dict[str, Any], keep: int = 2) -> Path:
+    """Save a checkpoint and drop all but the newest ``keep``.
+
+    Args:
+        folder: the run's.
+        step: steps done.
+        tensors: by name; storage may be shared, names may not.
+        about: plain values that JSON can hold.
+        keep: how many checkpoints stay.
+    """
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    about = {**about, "step": step, "digest": digest(tensors)}
+    path = path_of(folder, step)
+    replace_file(path, lambda temporary: _write(temporary, save(tensors, metadata={"gnothi": json.dumps(about)})))
+    for old in list_of(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def list_of(folder: Path) -> list[Path]:
+    """All checkpoints of a run, oldest first."""
+    return sorted(folder.glob(PATTERN))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Load a checkpoint.
+
+    Raises:
+        RunError: the file is cut short or altered.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["gnothi"])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise RunError(f"{path}: not a whole checkpoint ({type(error).__name__}: {str(error)[:80]})") from None
+    if digest(tensors) != about["digest"]:
+        raise RunError(f"{path}: altered since it was written (its digest differs)")
+    return tensors, about
+
+
+def newest(folder: Path, warn: Callable[[str], None] = lambda _: None) -> Path | None:
+    """The newest checkpoint that can be read, None where there is none; ``warn`` hears of each that cannot."""
+    for path in reversed(list_of(folder)):
+        try:
+            read(path)
+        except RunError as error:
+            warn(f"{error}; the one before is used")
+        else:
+            return path
+    return None
