@@ -126,7 +126,9 @@ def test_boxes_are_distributed_as_those_of_torchvision(height, width):
     image = torch.empty(1, height, width)
     with seeded(11, "torchvision"):
         theirs = torch.tensor([RandomResizedCrop.get_params(image, area, ratio) for _ in range(n)]).double()  # top, left, height, width
-    ours = draw(uniforms(generator(12, "test"), n), torch.full((n,), height), torch.full((n,), width), CropSpec(area=area, aspect=ratio)).boxes.double()
+    ours = draw(
+        uniforms(generator(12, "test"), n), torch.full((n,), height), torch.full((n,), width), CropSpec(area=area, aspect=ratio)
+    ).boxes.double()
     top, left, high, wide = theirs.T
     for mine, other in ((ours[:, 0], left), (ours[:, 1], top), (ours[:, 2], wide), (ours[:, 3], high), (ours[:, 2] * ours[:, 3], wide * high)):
         assert ks_2samp(mine, other).pvalue > 0.01
@@ -163,7 +165,9 @@ def test_flips_and_turns_come_as_often_as_the_spec_says():
     assert not draw(u, side, side, CropSpec(flip=0.0)).flips.any() and draw(u, side, side, CropSpec(flip=1.0)).flips.all()
 
 
-@pytest.mark.parametrize("wrong", [{"area": (0.0, 1.0)}, {"area": (0.5, 0.2)}, {"area": (0.5, 1.2)}, {"aspect": (2.0, 1.0)}, {"flip": 1.5}, {"size": 0}, {"sise": 3}])
+@pytest.mark.parametrize(
+    "wrong", [{"area": (0.0, 1.0)}, {"area": (0.5, 0.2)}, {"area": (0.5, 1.2)}, {"aspect": (2.0, 1.0)}, {"flip": 1.5}, {"size": 0}, {"sise": 3}]
+)
 def test_settings_of_crops_that_cannot_be_are_refused_by_name(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         CropSpec(**wrong)
