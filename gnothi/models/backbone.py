@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -232,6 +233,40 @@ def pretrained_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, ..
     if config is None or not config.has_weights:
         raise SettingError(f"timm has no weights for {name}; {did_you_mean(name, timm.list_models(pretrained=True))}")
     return config.input_size[-1], tuple(config.mean), tuple(config.std)
+
+
+@dataclass(frozen=True)
+class TimmForm:
+    """How plain timm makes the network of a backbone, so that ``weights.weights`` loads into it strictly."""
+
+    name: str
+    arguments: dict[str, Any]
+    """What ``timm.create_model`` gets besides the name."""
+    stem: int | None
+    """Width of the 3x3 first convolution of stride 1 that replaces the network's own, max-pool and all; None where nothing is replaced."""
+
+
+def timm_form(backbone: nn.Module, channels: int) -> TimmForm:
+    """Say how plain timm makes this backbone's network.
+
+    Raises:
+        SettingError: it cannot, because the network came from Python or is a micro ResNet of a shape that timm does not have.
+    """
+    if isinstance(backbone, TimmBackbone):
+        return TimmForm(backbone.name, backbone.arguments, backbone.net.bn1.num_features if backbone.stem == "cifar" else None)
+    common = {"in_chans": channels, "num_classes": 0}
+    if isinstance(backbone, MicroResNet):
+        widths = backbone.block_widths
+        if widths[0] % 2:
+            raise SettingError(f"timm has no ResNet whose first width is odd, got backbone.args.widths {list(widths)}")
+        shape = {"layers": (1,) * len(widths), "channels": widths, "stem_type": "deep", "stem_width": widths[0] // 2}
+        return TimmForm("resnet18", {**common, **shape}, widths[0])
+    if isinstance(backbone, MicroViT):
+        first: Any = backbone.blocks[0]
+        size = {"img_size": backbone.stored_grid[0] * backbone.patch_size, "patch_size": backbone.patch_size, "dynamic_img_size": True}
+        shape = {"embed_dim": backbone.width, "depth": len(backbone.blocks), "num_heads": first.attn.heads}
+        return TimmForm("vit_tiny_patch16_224", {**common, **size, **shape, "mlp_ratio": first.mlp.fc1.out_features / backbone.width}, None)
+    raise SettingError(f"timm has no network like {type(backbone).__name__}; micro-resnet, micro-vit and timm names can be made by it")
 
 
 # ---- making a timm network ----------------------------------------------------------------------

@@ -32,7 +32,7 @@ def images(channels=3, side=64, n=2):
 def plain(backbone, name, channels, **given):
     """The network that timm makes of a name, with the backbone's weights."""
     net = timm.create_model(name, num_classes=0, in_chans=channels, **given)
-    if name.startswith("resnet"):
+    if "resnet" in name:
         net.conv1, net.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
     net.load_state_dict(weights(backbone), strict=True)
     return net.eval()

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from gnothi.contracts import SettingError, Want
-from gnothi.models.backbone import BackboneSpec, build
+from gnothi.models.adopted import adopt
+from gnothi.models.backbone import BackboneSpec, build, timm_form
 from gnothi.models.micro import MicroResNet, MicroViT, TransformerBlock
 from gnothi.models.weights import weights
 from gnothi.randomness import generator, seeded
@@ -159,3 +160,24 @@ def test_masks_without_a_token_are_refused():
         MicroViT()(images(), mask=mask)
     with pytest.raises(SettingError, match="no patch tokens"):
         MicroResNet()(images(), mask=mask)
+
+
+SHAPES = [("micro-resnet", {"widths": (8, 12, 20)}), ("micro-vit", {"depth": 2, "width": 48, "heads": 4, "mlp_ratio": 3})]
+
+
+@pytest.mark.parametrize(("name", "args"), SHAPES)
+def test_the_form_that_is_named_makes_the_same_network(name, args):
+    backbone = build(BackboneSpec(name=name, args=args), 5, 32, seed=0)
+    form = timm_form(backbone, 5)
+    net = timm.create_model(form.name, **form.arguments)
+    if form.stem is not None:
+        net.conv1, net.maxpool = nn.Conv2d(5, form.stem, 3, 1, 1, bias=False), nn.Identity()
+    net.load_state_dict(weights(backbone), strict=True)
+    torch.testing.assert_close(net.eval()(images(5)), backbone.eval()(images(5)).pooled, atol=1e-6, rtol=1e-5)
+
+
+def test_a_shape_that_timm_lacks_is_refused_by_name():
+    with pytest.raises(SettingError, match=r"first width is odd, got backbone.args.widths \[7, 8\]"):
+        timm_form(MicroResNet(widths=(7, 8)), 3)
+    with pytest.raises(SettingError, match="timm has no network like Adopted"):
+        timm_form(adopt(nn.Flatten()), 3)
