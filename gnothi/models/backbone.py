@@ -257,9 +257,9 @@ def timm_form(backbone: nn.Module, channels: int) -> TimmForm:
     common = {"in_chans": channels, "num_classes": 0}
     if isinstance(backbone, MicroResNet):
         widths = backbone.block_widths
-        if widths[0] % 2:
-            raise SettingError(f"timm has no ResNet whose first width is odd, got backbone.args.widths {list(widths)}")
-        shape = {"layers": (1,) * len(widths), "channels": widths, "stem_type": "deep", "stem_width": widths[0] // 2}
+        if widths[0] % 2 or len(widths) != 4:
+            raise SettingError(f"timm's ResNets have four stages, the first of an even width; got backbone.args.widths {list(widths)}")
+        shape = {"layers": (1, 1, 1, 1), "channels": widths, "stem_type": "deep", "stem_width": widths[0] // 2}
         return TimmForm("resnet18", {**common, **shape}, widths[0])
     if isinstance(backbone, MicroViT):
         first: Any = backbone.blocks[0]

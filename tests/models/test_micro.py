@@ -162,7 +162,7 @@ def test_masks_without_a_token_are_refused():
         MicroResNet()(images(), mask=mask)
 
 
-SHAPES = [("micro-resnet", {"widths": (8, 12, 20)}), ("micro-vit", {"depth": 2, "width": 48, "heads": 4, "mlp_ratio": 3})]
+SHAPES = [("micro-resnet", {"widths": (8, 12, 20, 28)}), ("micro-vit", {"depth": 2, "width": 48, "heads": 4, "mlp_ratio": 3})]
 
 
 @pytest.mark.parametrize(("name", "args"), SHAPES)
@@ -177,7 +177,8 @@ def test_the_form_that_is_named_makes_the_same_network(name, args):
 
 
 def test_a_shape_that_timm_lacks_is_refused_by_name():
-    with pytest.raises(SettingError, match=r"first width is odd, got backbone.args.widths \[7, 8\]"):
-        timm_form(MicroResNet(widths=(7, 8)), 3)
+    for widths in ((8, 16, 32), (7, 8, 9, 10)):
+        with pytest.raises(SettingError, match="four stages, the first of an even width; got backbone.args.widths"):
+            timm_form(MicroResNet(widths=widths), 3)
     with pytest.raises(SettingError, match="timm has no network like Adopted"):
         timm_form(adopt(nn.Flatten()), 3)
