@@ -159,10 +159,9 @@ def _check(full: RunSpec, n: int, device: torch.device) -> None:
     if t.accumulate > 1 and not method.accumulates:
         able = ", ".join(name for name, (_, m) in METHODS.items() if m.accumulates)
         raise SettingError(f"training.accumulate must be 1 for {method.name}, whose loss compares all images of a batch; {able} can accumulate")
-    if t.batch % (t.accumulate * distributed.world()):
-        raise SettingError(
-            f"training.batch must be a multiple of training.accumulate times the number of processes, {t.accumulate * distributed.world()}, got {t.batch}"
-        )
+    share = t.accumulate * distributed.world()
+    if t.batch % share:
+        raise SettingError(f"training.batch must be a multiple of training.accumulate times the number of processes, {share}, got {t.batch}")
     if t.precision == "bf16" and not _has_bf16(device):
         raise SettingError(f"training.precision=bf16: this {device.type} has no bf16 arithmetic; fp32 works")
 

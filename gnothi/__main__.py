@@ -1,0 +1,5 @@
+"""``python -m gnothi`` is ``gnothi``."""
+
+from gnothi.cli import main
+
+main()

@@ -1,0 +1,365 @@
+"""Pre-training from data to a run folder: build the parts of a resolved run, let the Learner go, say what came of it."""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import gnothi
+from gnothi import distributed
+from gnothi.auxiliary import AUXILIARIES
+from gnothi.contracts import DataError, SettingError, Source, Step
+from gnothi.encoders import load as load_encoder
+from gnothi.encoders.inputs import centre
+from gnothi.encoders.network import TEACHER_FIRST, NetworkEncoder
+from gnothi.evaluate.nearest import knn
+from gnothi.methods import METHODS
+from gnothi.models import backbone as backbones
+from gnothi.randomness import generator, seeded
+from gnothi.recipes import spec
+from gnothi.recipes.resolve import Resolved, device_of, resolve
+from gnothi.training import checkpoint, health
+from gnothi.training.learner import Learner
+from gnothi.training.objective import Objective
+from gnothi.training.progress import Progress, Silent, display
+from gnothi.training.sinks import sinks
+from gnothi.views.batches import Batches
+
+HEALTH_SAMPLE = 256
+"""Images on which health is measured."""
+KNN_TRAIN, KNN_TEST = 2000, 500
+"""At most so many images answer and ask in the k-NN along the way."""
+
+
+# ---- building -----------------------------------------------------------------------------------
+def build(resolved: Resolved, init: str | None = None) -> Objective:
+    """Backbone, method and auxiliaries, on the device, initialised by the seed."""
+    s = resolved.spec
+    network = backbones.build(s.backbone, resolved.source.channels, s.views.size or 0, s.seed)
+    if init is not None:
+        backbones.initialise(network, _weights(init))
+    with seeded(s.seed, "init", 1):
+        method = METHODS[s.method.name][1](network, s.method)
+    auxiliaries = {}
+    for i, (name, settings) in enumerate(s.auxiliary.items()):
+        if settings.weight > 0:
+            with seeded(s.seed, f"init {name}", i):
+                auxiliaries[name] = AUXILIARIES[name][1](method, settings)
+    autocast = torch.bfloat16 if s.training.precision == "bf16" else torch.float32
+    return Objective(method, auxiliaries, autocast).to(resolved.device)
+
+
+def _weights(init: str) -> dict[str, Tensor]:
+    encoder = load_encoder(init)
+    if not isinstance(encoder, NetworkEncoder):
+        raise SettingError(f"--init {init}: not a network; a run, an exported folder or timm:NAME is")
+    return encoder.backbone.state_dict()
+
+
+def batches(resolved: Resolved, objective: Objective, first: int = 0) -> Batches:
+    """The views of every step."""
+    s = resolved.spec
+    return Batches(
+        resolved.kept,
+        resolved.views,
+        batch=s.training.batch or 0,
+        seed=s.seed,
+        pixels=resolved.pixels,
+        device=resolved.device,
+        workers=resolved.workers,
+        first_step=first,
+        total=resolved.total,
+        extra={n: a.crops() for n, a in objective.auxiliaries.items() if a.crops()},
+        broken_fraction=s.data.broken_fraction,
+        channels_last=s.training.channels_last,
+    )
+
+
+def live_encoder(resolved: Resolved, method: nn.Module) -> NetworkEncoder:
+    """The network of a run in progress as an encoder; a copy, so that nothing of the run moves."""
+    network = method.slow if method.name in TEACHER_FIRST else method.backbone
+    s = resolved.spec
+    return NetworkEncoder(
+        "live", copy.deepcopy(network), s.backbone, resolved.source.channels, s.views.size or 0, resolved.pixels, device=resolved.device
+    )
+
+
+def _sample(resolved: Resolved) -> Tensor:
+    """Normalised images for health, [M, C, S, S]: the same ones in every run of a seed."""
+    rows = torch.randperm(len(resolved.kept), generator=generator(resolved.spec.seed, "health sample"))[:HEALTH_SAMPLE].tolist()
+    images = []
+    for row in rows:
+        try:
+            images.append(centre(resolved.pixels.unit(resolved.kept.image(row)[None]), resolved.spec.views.size or 0))
+        except DataError:
+            continue  # a broken image is named where training meets it
+    return resolved.pixels.normalise(torch.cat(images)).to(resolved.device)
+
+
+class Along:
+    """k-NN along the way: images held out ask, images of training answer."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        self.resolved, self.source = resolved, resolved.source
+        seed, n = resolved.spec.seed, len(resolved.source)
+        train = np.setdiff1d(np.arange(n), resolved.held)
+        self.train = self._labelled(train, KNN_TRAIN, seed)
+        self.test = self._labelled(resolved.held, KNN_TEST, seed)
+
+    def _labelled(self, rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+        labels = self.source.labels
+        rows = rows[:0] if labels is None else rows[labels[rows] >= 0]
+        return rows[torch.randperm(len(rows), generator=generator(seed, "knn along")).numpy()[:most]]
+
+    def __call__(self, method: nn.Module, step: Step) -> list[dict[str, Any]]:
+        """Lines of metrics; none where no labelled image is held out."""
+        labels = self.source.labels
+        if labels is None or distributed.rank() or not len(self.test):
+            return []
+        encoder = live_encoder(self.resolved, method)
+        train, test = encoder.embed_source(self.source, self.train), encoder.embed_source(self.source, self.test)
+        whole, asked = np.isfinite(train).all(1), np.isfinite(test).all(1)
+        result = knn(train[whole], labels[self.train][whole], test[asked], labels[self.test][asked], k=20, temperature=0.07)
+        return [{"metric": "knn", "value": result.value, "low": result.low, "high": result.high, "n": result.n, "protocol": result.protocol}]
+
+
+# ---- running ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    verdict: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+
+def train(
+    data: str,
+    *,
+    recipe: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    init: str | None = None,
+    device: str | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Pre-train an encoder.
+
+    Args:
+        data: photos, a folder, an .npz or .npy file, or a torchvision name.
+        recipe: a name that `gnothi recipes` lists.
+        settings: nested settings that win over the recipe's and the rules'.
+        init: an encoder whose weights to start from.
+        device: cpu, cuda or mps; by default cuda where there is one.
+        out: the run's folder; by default runs/DATA-METHOD.
+        resume: go on where the folder's last checkpoint stands; the settings are the folder's.
+        progress: hears how it goes; by default a display on standard error.
+
+    Returns:
+        The run with its verdict.
+
+    Raises:
+        SettingError: a setting is unknown or impossible, or the folder is taken.
+        DataError: the images cannot be used, or are not those the run began with.
+        RunError: the run had to stop.
+    """
+    where = device_of(device)
+    distributed.start(where)
+    folder = Path(out) if out is not None else None
+    if resume and folder is not None and (folder / "spec.json").exists():
+        resolved = _again(folder, data, settings)
+    else:
+        resolved = resolve(data, recipe_name=recipe, settings=settings, device=device)
+        folder = folder or Path("runs") / f"{Path(data.partition('@')[0]).stem}-{resolved.spec.method.name}"
+        if (folder / "spec.json").exists() and not resume:
+            raise SettingError(f"{folder} is a run already; --resume goes on with it, --out takes another folder")
+    with _owned(folder):
+        return _run(resolved, folder, init, progress)
+
+
+def _again(folder: Path, data: str, settings: Mapping[str, Any] | None) -> Resolved:
+    """The run of a folder as it was resolved when it began; refused where data or settings changed."""
+    record = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+    old, derived = record["settings"], record["derived"]
+    threads = {"training": {"threads": derived["threads"], "workers": derived["workers"]}}
+    resolved = resolve(data, recipe_name=derived["recipe"], settings=spec.merge(old, threads), device=derived["device"])
+    for key, value in flat(settings or {}).items():
+        if value is not None and (had := flat(old).get(key)) != value:
+            raise SettingError(f"{folder} was begun with {key}={had}, not {value}; --resume keeps a run's settings, --out begins another")
+    if data != old["data"]["name"]:
+        raise DataError(f"{folder} was begun with {old['data']['name']}, not {data}; --resume keeps a run's data")
+    if resolved.source.fingerprint() != record["source"]["fingerprint"]:
+        raise DataError(
+            f"{data} is not as it was when {folder} began ({record['source']['n']} images then, {len(resolved.source)} now); --out begins another run"
+        )
+    return resolved
+
+
+def flat(settings: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{under}{key}.") if isinstance(value, Mapping) else {f"{under}{key}": value}
+    return found
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """One process (or one group of them) at a time in a run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if distributed.rank():
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingError(f"{folder} is in use by another run; --out takes another folder") from None
+        yield
+
+
+def _run(resolved: Resolved, folder: Path, init: str | None, progress: Progress | None) -> Run:
+    torch.set_num_threads(resolved.threads)
+    objective = build(resolved, init)
+    views = batches(resolved, objective)
+    learner = Learner(
+        objective,
+        views,
+        spec=resolved.spec.training,
+        optimiser=resolved.spec.optimiser,
+        total=resolved.total,
+        per_epoch=resolved.per_epoch,
+        seed=resolved.spec.seed,
+        folder=folder,
+        sample=_sample(resolved),
+        evaluate=Along(resolved),
+        sinks=sinks(resolved.spec.training, folder),
+    )
+    saved = checkpoint.newest(folder, warn=lambda text: print(text, file=sys.stderr))
+    if distributed.rank() == 0:
+        checkpoint.write_text(folder / "spec.json", json.dumps(resolved.record() | {"init": init}, indent=1))
+        checkpoint.write_text(folder / "environment.json", json.dumps(environment(), indent=1))
+        if saved is None:
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
+    distributed.barrier()
+    if saved is not None:
+        learner.resume(saved)
+    learner.progress = progress or (Silent() if distributed.rank() else display(resolved.total, learner.number))
+    learner.progress.say(resolved.words() + (f"\ngoes on after step {learner.number}" if saved else ""))
+    try:
+        learner.fit()
+    finally:
+        learner.progress.close()
+        views.close()
+    return finish(resolved, folder, learner)
+
+
+def finish(resolved: Resolved, folder: Path, learner: Learner) -> Run:
+    """Judge the run and write its verdict."""
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    judged = health.verdict([m for m in metrics if m["kind"] == "health"], resolved.spec.method.name, learner.number)
+    broken = [{"name": name, "message": message, "count": count} for name, (message, count) in sorted(learner.batches.broken.items())]
+    verdict = {**judged.to_dict(), "steps": learner.number, "seconds": round(learner.seconds, 1), "broken": broken}
+    if distributed.rank() == 0:
+        checkpoint.write_text(folder / "verdict.json", json.dumps(verdict, indent=1))
+    return Run(folder, verdict, metrics)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as far as they matter to a result."""
+    return {
+        "gnothi": gnothi.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "command": sys.argv,
+    }
+
+
+# ---- planning -----------------------------------------------------------------------------------
+def plan(resolved: Resolved, steps: int = 6) -> dict[str, Any]:
+    """What a run will cost: a few steps are taken for a measure, nothing is kept.
+
+    Args:
+        resolved: the run.
+        steps: how many to take; the first two warm up.
+
+    Returns:
+        steps, seconds a step, seconds in all, peak memory in bytes, parameters, FLOPs in all, bytes of a checkpoint.
+    """
+    torch.set_num_threads(resolved.threads)
+    objective = build(resolved)
+    views = batches(resolved, objective)
+    s = resolved.spec
+    learner = Learner(
+        objective, views, spec=s.training, optimiser=s.optimiser, total=max(steps, resolved.total), per_epoch=resolved.per_epoch, seed=s.seed
+    )
+    times: list[float] = []
+    try:
+        for _ in range(steps):
+            began = time.monotonic()
+            learner.step()
+            if resolved.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.monotonic() - began)
+    finally:
+        views.close()
+    step_seconds = float(np.median(times[2:]))
+    encoder = live_encoder(resolved, objective.method)
+    images = centre(resolved.pixels.unit(_first(resolved.kept)), s.views.size or 0).repeat(HEALTH_SAMPLE, 1, 1, 1)
+    began = time.monotonic()
+    encoder.encode(images)
+    an_image = (time.monotonic() - began) / HEALTH_SAMPLE
+    along = Along(resolved)
+    looks = 20 * HEALTH_SAMPLE + (10 * (len(along.train) + len(along.test)) if len(along.test) else 0)
+    crops = [(c.size, True) for c in (*resolved.views.global_crops, *resolved.views.local_crops)]
+    forward = sum(backbones.flops(objective.method.backbone, resolved.source.channels, size) for size, _ in crops)
+    slow = (
+        0
+        if objective.method.slow is None
+        else sum(backbones.flops(objective.method.backbone, resolved.source.channels, c.size) for c in resolved.views.global_crops)
+    )
+    return {
+        "steps": resolved.total,
+        "step_seconds": step_seconds,
+        "seconds": step_seconds * resolved.total + an_image * looks,
+        "peak_memory": _peak(resolved.device),
+        "parameters": sum(p.numel() for p in objective.method.backbone.parameters()),
+        "flops": (3 * forward + slow) * (s.training.batch or 0) * resolved.total,
+        "checkpoint_bytes": sum(t.numel() * t.element_size() for t in learner.state().values()),
+    }
+
+
+def _first(source: Source) -> Tensor:
+    """The first image that can be read, [1, C, H, W]."""
+    for row in range(len(source)):
+        try:
+            return source.image(row)[None]
+        except DataError:
+            continue
+    raise DataError("no image can be read")
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
