@@ -15,11 +15,13 @@ from PIL import Image
 from gnothi.contracts import DataError
 from gnothi.data import tiff
 from gnothi.data.arrays import kept_type
-from gnothi.data.forms import Form, form_of, oriented
+from gnothi.data.forms import Form, form_of, no_bomb, oriented
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG = b"\x89PNG\r\n\x1a\n"
+DEEP_PNG = {2: ("rgb", "RGB"), 4: ("grey+alpha", "LA"), 6: ("rgb+alpha", "RGBA")}
+"""By PNG's number of the colour type; Pillow narrows 16 bits of these to 8."""
 # Pillow's mode: what a person calls it, the mode to convert to, and that where there is transparency.
 MODES = {
     "1": ("bilevel", "L", "L"),
@@ -49,7 +51,7 @@ def header(path: str) -> tuple[int, int, Form]:
         if start[:4] in TIFF:
             return tiff.header(file)
         with Image.open(file) as image:
-            _no_bomb(image)
+            no_bomb(*image.size)
             stored, mode = _kind(image, start)
             empty = np.asarray(Image.new(mode, (1, 1)))
             sample = kept_type(empty.astype(np.uint16) if _deep_png(start) else empty, "sample").reshape(1, 1, -1)
@@ -64,7 +66,7 @@ def decode(path: str, shrink: int = 1) -> tuple[np.ndarray, Form]:
 
     Args:
         path: the file.
-        shrink: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, rounded up; other files are read whole.
+        shrink: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, rounded up, or more where a side is shorter than that; others are read whole.
 
     Returns:
         [H, W, C] upright, and its form.
@@ -76,7 +78,7 @@ def decode(path: str, shrink: int = 1) -> tuple[np.ndarray, Form]:
         if start[:4] in TIFF:
             return tiff.decode(file)
         with Image.open(file) as image:
-            _no_bomb(image)
+            no_bomb(*image.size)
             if shrink > 1:
                 image.draft(None, (max(image.width // shrink, 1), max(image.height // shrink, 1)))
             return unpacked(image, start)
@@ -100,15 +102,17 @@ def unpacked(image: Image.Image, start: bytes = b"") -> tuple[np.ndarray, Form]:
 
 def _kind(image: Image.Image, start: bytes) -> tuple[str, str]:
     """What it is stored as, and the mode of Pillow that holds all of it."""
+    if _deep_png(start):
+        return DEEP_PNG[start[25]]
     if image.mode not in MODES:
         raise DataError(f"has Pillow's mode {image.mode}, which is not read; save it as RGB or grey")
     stored, plain, transparent = MODES[image.mode]
-    return stored, transparent if image.has_transparency_data and not _deep_png(start) else plain
+    return stored, transparent if image.has_transparency_data else plain
 
 
 def _deep_png(start: bytes) -> bool:
     """Whether it is a PNG with 16 bits a channel and more than one channel."""
-    return start[:8] == PNG and start[24:25] == b"\x10" and start[25:26] in (b"\x02", b"\x04", b"\x06")
+    return len(start) > 25 and start[:8] == PNG and start[24] == 16 and start[25] in DEEP_PNG
 
 
 def _orientation(image: Image.Image) -> int:
@@ -120,14 +124,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # noqa: BLE001 - a broken note on orientation leaves the pixels readable, and its reader raises anything
         return 1
     return found if found in range(1, 9) else 1
-
-
-def _no_bomb(image: Image.Image) -> None:
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None and image.width * image.height > most:
-        raise DataError(
-            f"is {image.width} x {image.height}, more than the {most:,} pixels that are taken for a decompression bomb; cut it into tiles"
-        )
 
 
 @contextmanager

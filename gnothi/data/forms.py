@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from gnothi.contracts import DataError, SettingError
 
@@ -134,3 +135,10 @@ def oriented(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return image
+
+
+def no_bomb(width: int, height: int) -> None:
+    """Refuse an image whose header claims more pixels than Pillow takes for safe."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and width * height > most:
+        raise DataError(f"is {width} x {height}, more than the {most:,} pixels that are taken for a decompression bomb; cut it into tiles")

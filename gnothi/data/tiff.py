@@ -9,7 +9,7 @@ import numpy as np
 
 from gnothi.contracts import DataError
 from gnothi.data.arrays import kept_type
-from gnothi.data.forms import Form, form_of, oriented
+from gnothi.data.forms import Form, form_of, no_bomb, oriented
 
 # The file's own notes on photometric interpretation (TIFF 6.0, section 8 and 16).
 WHITE_IS_ZERO, GREY, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
@@ -60,6 +60,7 @@ def _first(file: BinaryIO) -> tuple[Any, Any]:
     page = series.keyframe
     if page.photometric not in (WHITE_IS_ZERO, GREY, RGB, PALETTE, CMYK) and not (page.photometric == YCBCR and page.compression in (6, 7)):
         raise DataError(f"has the colours {getattr(page.photometric, 'name', page.photometric)}, which are not read; save it as RGB or grey")
+    no_bomb(page.imagewidth, page.imagelength)
     return series, page
 
 
