@@ -144,9 +144,8 @@ def crops(settings: ViewSettings, method: str, channels: int) -> ViewsSpec:
     local = views.local_crops
     if not METHODS[method][1].multi_crop:
         if settings.local:
-            raise SettingError(
-                f"views.local must be 0 for {method}, which compares two views; got {settings.local}; dino, swav, byol, simsiam and moco take local crops"
-            )
+            able = ", ".join(name for name, (_, m) in METHODS.items() if m.multi_crop)
+            raise SettingError(f"views.local must be 0 for {method}, which compares two views, got {settings.local}; {able} take more")
         local = ()
     if settings.local is not None and settings.local != len(local):
         if settings.local and not local:
