@@ -114,12 +114,16 @@ def y_axis(values: Sequence[float], log: bool = False) -> tuple[Axis, list[float
     return Axis(low, high, BOTTOM, TOP), [low + i * step for i in range(round((high - low) / step) + 1)]
 
 
+def stretch(count: int, points: int = 300) -> int:
+    """How many neighbouring values become one point, so that at most ``points`` are drawn."""
+    return max(1, math.ceil(count / points))
+
+
 def thin(values: Sequence[float], points: int = 300) -> list[float]:
-    """Means of equal stretches, so that at most ``points`` values are left; gaps only where a stretch has no finite value."""
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) <= points:
-        return [float(v) for v in array]
-    return [float(part[np.isfinite(part)].mean()) if np.isfinite(part).any() else math.nan for part in np.array_split(array, points)]
+    """Means of the finite values of every stretch; a gap only where a stretch has none."""
+    size, array = stretch(len(values), points), np.asarray(values, dtype=np.float64)
+    parts = (array[i : i + size] for i in range(0, len(array), size))
+    return [float(part[np.isfinite(part)].mean()) if np.isfinite(part).any() else math.nan for part in parts]
 
 
 def line_chart(
@@ -157,7 +161,7 @@ def line_chart(
 
 
 def _short(value: float) -> float | None:
-    return float(f"{value:.5g}") if math.isfinite(value) else None
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _y_marks(axis: Axis, marks: list[float]) -> Markup:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from gnothi.report.charts import Curve, line_chart, show, spans_decades, thin
+from gnothi.report.charts import Curve, line_chart, show, spans_decades, stretch, thin
 from gnothi.report.record import Record
 
 
@@ -97,8 +97,8 @@ def _figure(title: str, caption: str, x: Sequence[float], curves: Sequence[Curve
     if not finite:
         caption = f"Not one of its {len(x)} values is a finite number."
     thinned = [Curve(c.name, thin(c.y), None if c.low is None else thin(c.low), None if c.high is None else thin(c.high)) for c in curves]
-    if len(x) > len(thinned[0].y):
-        caption += f" Each point is the mean of about {round(len(x) / len(thinned[0].y))} logged values."
+    if stretch(len(x)) > 1:
+        caption += f" Each point is the mean of {stretch(len(x))} logged values."
     log = spans_decades([v for c in thinned for v in c.y])
     last = next((v for v in reversed(curves[0].y) if math.isfinite(v)), math.nan)
     label = f"{title}, from {show(curves[0].y[0])} to {show(last)} over {show(x[-1])} {unit}s."

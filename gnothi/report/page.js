@@ -159,6 +159,20 @@ function browsable(plane, points) {
   }
 }
 
+// Pointing at a crop brings out its outline on the original.
+function traceable(original) {
+  const outlines = original.querySelectorAll("rect");
+  original.querySelectorAll(".crops li").forEach((crop, i) => {
+    for (const [event, on] of [["pointerenter", true], ["pointerleave", false]]) {
+      crop.addEventListener(event, () => {
+        original.classList.toggle("pointed", on);
+        outlines[i].classList.toggle("lit", on);
+      });
+    }
+  });
+}
+
 document.querySelectorAll("svg[data-chart]").forEach(readable);
+document.querySelectorAll(".original").forEach(traceable);
 const points = document.getElementById("points");
 if (points) browsable(document.querySelector(".plane"), JSON.parse(points.textContent));

@@ -69,7 +69,7 @@ def views(found: Record, images: int = 6) -> Seen:
     originals = [picture(source, row, pixels, PICTURE) for row in rows]
     lead = (
         "Each image with its crops outlined, and beside it the crops as the network gets them: cut, resized and coloured at random. "
-        "Small local crops have dashed outlines. Training asks which crops belong together."
+        "Small local crops have dashed outlines; ⇆ is a mirrored crop, ↺ a turned one. Training asks which crops belong together."
     )
     note = channels_note(source.channels)
     return Seen(view_rows(originals, [source.name(r) for r in rows], crops, pixels), lead + (f" Here {note}." if note else ""))
@@ -91,7 +91,7 @@ def view_rows(originals: list[Tensor], names: list[str], crops: Views, pixels: P
         for v, images in enumerate(crops.images):
             shown = denormalise(images[i].float().cpu(), pixels)
             turn, flip = int(crops.turns[v, i]), bool(crops.flips[v, i])
-            note = ", ".join((["mirrored"] if flip else []) + ([f"turned by {90 * turn}°"] if turn else []))
+            note = ("⇆" if flip else "") + (f" ↺{90 * turn}°" if turn else "")
             left, top, width, height = crops.boxes[v, i].tolist()
             cut.append(Crop(uri(fit(shown, side)), v + 1, v >= crops.n_global, (left, top, width, height), note))
         rows.append(Original(uri(fit(original, side)), names[i], original.shape[-1], original.shape[-2], cut))

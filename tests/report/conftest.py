@@ -69,7 +69,7 @@ PIXELS = {"low": 0.0, "high": 255.0, "mean": [0.45, 0.43, 0.4], "std": [0.25, 0.
 VERDICT = {
     "verdict": "healthy",
     "collapse": None,
-    "why": "Projections spread 0.90 of 1, effective rank 48.",
+    "why": "Projections spread 0.90 of 1.",
     "advice": "",
     "steps": 310,
     "seconds": 93.2,

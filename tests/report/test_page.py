@@ -1,0 +1,296 @@
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from browser import Browser
+from conftest import made_up_metrics, made_up_results, make_run
+
+from gnothi import encoders, report
+from gnothi.contracts import EncoderError, RunError
+from gnothi.report import summary
+from gnothi.report.record import read
+
+VOID = {"meta", "link", "img", "br", "input"}
+ONES = {"line", "rect", "circle", "use", "path", "polyline", "polygon", "image"}
+
+
+class Page(HTMLParser):
+    """A parser that insists on balanced tags and keeps ids, attributes and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.found, self.text = [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in ONES, tag
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.text += data
+
+    @property
+    def ids(self):
+        return [a["id"] for _, a in self.found if "id" in a]
+
+
+def page_of(run, **options):
+    return Page(report.write(run, **options).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def run(tmp_path, tiles, encoder):
+    return make_run(tmp_path / "runs" / "first", tiles)
+
+
+def test_a_whole_run_gives_every_section_once(run):
+    out = report.write(run, results=made_up_results())
+    assert out == run / "report.html"
+    page = Page(out.read_text(encoding="utf-8"))
+    assert len(page.ids) == len(set(page.ids))
+    assert {"verdict", "results", "curves", "views", "neighbours", "map", "repeat"} <= set(page.ids)
+    assert "Not shown" not in page.text
+    assert "Healthy" in page.text and "82.0 %" in page.text and "cosine, k = 20, T = 0.07" in page.text
+    assert len([a for t, a in page.found if t == "svg" and "data-chart" in a]) == 8
+
+
+def test_the_page_refers_to_nothing_outside_itself(run):
+    text = report.write(run, results=made_up_results()).read_text(encoding="utf-8")
+    for _, attributes in Page(text).found:
+        for key in ("src", "href", "data", "poster", "action"):
+            assert attributes.get(key, "#").startswith(("#", "data:"))
+    style = re.search(r"<style>(.*?)</style>", text, re.S).group(1)
+    assert "@import" not in style and "url(" not in style
+    assert "default-src 'none'" in text
+
+
+def test_hostile_names_stay_text(tmp_path, tiles, encoder):
+    evil = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}</style>"
+    arrays = dict(np.load(tiles))
+    np.savez(tmp_path / "evil.npz", images=arrays["images"], labels=np.array([evil, "b", "c", "</script>"])[arrays["labels"]])
+    broken = [{"name": evil, "message": evil, "count": 2}]
+    verdict = {"why": evil, "advice": evil, "broken": broken}
+    run = make_run(tmp_path / "r", str(tmp_path / "evil.npz"), verdict=verdict)
+    spec = json.loads((run / "spec.json").read_text())
+    spec["derived"][evil] = evil
+    (run / "spec.json").write_text(json.dumps(spec))
+    results = [r | {"encoder": evil, "protocol": evil} for r in made_up_results()[:2]]
+    text = report.write(run, results=results).read_text(encoding="utf-8")
+    page = Page(text)
+    assert "Not shown" not in page.text
+    assert [t for t, _ in page.found].count("script") == 2
+    assert not any(k.startswith("on") for _, a in page.found for k in a)
+    assert not any(a.get("src") == "x" for _, a in page.found)
+    assert "<script>alert" not in text and evil in page.text and "49" not in page.text.split(evil)[0][-5:]
+
+
+def test_neighbours_on_the_page_are_those_of_brute_force(run, encoder):
+    from gnothi.report.material import samples
+
+    gallery, queries = samples(read(run))
+    assert set(gallery.rows) & set(queries.rows) == set() and len(gallery) + len(queries) == 120
+    found = report.sections.neighbours(gallery, queries, 0)
+    unit = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in (gallery.features, queries.features)]
+    names = [queries.name(i) for i in range(len(queries))]
+    for query in found.typical:
+        similarity = unit[0] @ unit[1][names.index(query.name)]
+        order = np.argsort(-similarity)[: len(query.matches)]
+        assert [m.name for m in query.matches] == [gallery.name(i) for i in order]
+        assert [m.cosine for m in query.matches] == [f"{similarity[i]:.2f}" for i in order]
+        assert [m.right for m in query.matches] == [gallery.classes()[i] == query.label for i in order]
+
+
+def test_the_trained_network_is_marked_and_rows_are_sorted(run):
+    results = [r | {"encoder": str(run)} if r["encoder"] == "trained" else r for r in made_up_results()]
+    knn, linear = summary.tables(read(run, results))
+    assert [r.encoder for r in knn.rows if r.own] == [str(run)]
+    assert [r.value for r in knn.rows] == ["82.0 %", "74.0 %", "59.0 %", "42.0 %", "32.0 %"]
+    assert knn.n == "on 960 images" and knn.rows[0].range == "79.5 % to 84.4 %" and linear.rows[0].value == "85.0 %"
+    assert summary.headlines(read(run, results))[0].note == "23.0 points above the untrained network"
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("constant", "every image gets the same vector"), ("dimensional", "few directions"), ("uniform", "no longer")]
+)
+def test_a_collapse_is_named_with_what_to_change(tmp_path, tiles, encoder, kind, words):
+    verdict = {"verdict": "collapsed", "collapse": kind, "why": "It fell.", "advice": "Put the predictor back."}
+    text = page_of(make_run(tmp_path / "r", tiles, verdict=verdict)).text
+    assert "Collapsed" in text and words in text and "It fell." in text and "Put the predictor back." in text
+
+
+def test_broken_files_are_named(tmp_path, tiles, encoder):
+    broken = [{"name": "photos/0413.jpg", "message": "truncated JPEG", "count": 3}, {"name": "b.png", "message": "empty", "count": 1}]
+    text = page_of(make_run(tmp_path / "r", tiles, verdict={"broken": broken})).text
+    assert "2 images could not be read" in text and "photos/0413.jpg: truncated JPEG (3 times)" in text
+
+
+def test_a_run_without_its_data_still_has_a_page(tmp_path, encoder):
+    page = page_of(make_run(tmp_path / "r", str(tmp_path / "gone")), results=made_up_results())
+    assert page.text.count("Not shown") == 3 and "82.0 %" in page.text
+    assert str(tmp_path / "gone") in page.text
+
+
+def test_a_run_without_a_checkpoint_shows_its_views_but_no_map(tmp_path, tiles, monkeypatch):
+    def no_encoder(name, device=None):
+        raise EncoderError(f"{name} holds no checkpoint yet")
+
+    monkeypatch.setattr(encoders, "load", no_encoder)
+    page = page_of(make_run(tmp_path / "r", tiles))
+    assert page.text.count("holds no checkpoint yet") == 2
+    assert any("crops" in a.get("class", "") for _, a in page.found)
+
+
+def test_a_run_that_is_still_going_has_a_page(tmp_path, tiles, encoder):
+    run = make_run(tmp_path / "r", tiles, metrics=made_up_metrics()[:5])
+    (run / "verdict.json").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 99, "lo')  # cut short
+    text = page_of(run).text
+    assert "Unfinished" in text and "no evaluations were handed over" in text
+
+
+def test_a_collapsed_embedding_has_a_line_instead_of_a_map(tmp_path, tiles, encoder, monkeypatch):
+    monkeypatch.setattr(encoder, "embed_source", lambda source, rows=None, progress=None: np.ones((len(rows), 4), dtype=np.float32))
+    assert "every image has the same vector, so there is nothing to map" in page_of(make_run(tmp_path / "r", tiles)).text
+
+
+def test_images_that_cannot_be_read_are_left_out(tmp_path, tiles, encoder, monkeypatch):
+    whole = encoder.embed_source
+
+    def some_broken(source, rows=None, progress=None):
+        features = whole(source, rows)
+        features[::3] = np.nan
+        return features
+
+    monkeypatch.setattr(encoder, "embed_source", some_broken)
+    page = page_of(make_run(tmp_path / "r", tiles))
+    assert page.text.count("Not shown") == 1 and "20 training images (there is no test split) were looked up among 60" in page.text
+
+
+def test_without_labels_clusters_colour_the_map(tmp_path, tiles, encoder):
+    np.savez(tmp_path / "plain.npz", images=np.load(tiles)["images"])
+    text = page_of(make_run(tmp_path / "r", str(tmp_path / "plain.npz"))).text
+    assert "clusters found by k-means" in text and "Farthest from everything else" in text and "✓" not in text
+
+
+def test_more_classes_than_colours_share_the_grey():
+    names = [f"c{i:02d}" for i in range(20) for _ in range(30 - i)]
+    groups, legend = report.sections.grouped(names)
+    assert sorted(set(groups)) == list(range(-1, 15))
+    assert legend[-1].name == "5 other classes" and legend[-1].count == sum(30 - i for i in range(15, 20))
+    assert [names[i] for i, g in enumerate(groups) if g == 3][0] == legend[3].name
+
+
+def test_the_command_gives_back_the_settings(run):
+    from gnothi.recipes import spec
+
+    train = summary.commands(read(run))[0]
+    assigned = re.findall(r"--set (\S+)", train)
+    given = spec.parse([a.strip("'") for a in assigned])
+    assert given["training"] == {"epochs": 10, "batch": 128} and given["optimiser"]["lr"] == 0.2
+    assert "--method simclr" in train and "--backbone micro-resnet" in train
+
+
+def test_a_step_logged_twice_counts_once_with_its_later_value(tmp_path, tiles):
+    lines = [{"kind": "train", "step": s, "epoch": s, "loss": v} for s, v in ((1, 5.0), (2, 4.0), (2, 3.0))]
+    x, y, unit = read(make_run(tmp_path / "r", tiles, metrics=lines)).column("train", "loss")
+    assert (x, y, unit) == ([1, 2], [5, 3], "epoch")
+
+
+def test_what_is_not_a_run_is_refused_in_a_line(tmp_path):
+    with pytest.raises(RunError, match=r"not a run folder, spec\.json is missing"):
+        report.write(tmp_path)
+    (tmp_path / "spec.json").write_text("{")
+    with pytest.raises(RunError, match=r"spec\.json: not JSON"):
+        report.write(tmp_path)
+
+
+@pytest.mark.slow
+def test_ten_thousand_images_stay_below_five_megabytes(tmp_path, encoder):
+    random = np.random.Generator(np.random.PCG64(0))
+    images = random.integers(0, 256, (10_000, 32, 32, 3), dtype=np.uint8)  # noise is the hardest to compress
+    np.savez(tmp_path / "many.npz", images=images, labels=np.arange(10_000) % 10)
+    out = report.write(make_run(tmp_path / "r", str(tmp_path / "many.npz")), results=made_up_results())
+    assert "Not shown" not in Page(out.read_text(encoding="utf-8")).text
+    assert out.stat().st_size < 5e6
+
+
+# ---- in a browser -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    browser = Browser(program, tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_it_without_complaint_or_sideways_scrolling(run, browser, width, dark):
+    browser.open(report.write(run, results=made_up_results()), width, dark)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.complaints() == []
+    assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth)")
+    assert browser.run(CONTRAST) == []
+
+
+def test_charts_and_map_answer_to_keys_and_pointer(run, browser):
+    browser.open(report.write(run, results=made_up_results()), 1280)
+    browser.run("document.querySelector('svg[data-chart]').focus()")
+    browser.key("Home")
+    first = browser.run("document.querySelector('.curve output').textContent")
+    browser.key("ArrowRight")
+    second = browser.run("document.querySelector('.curve output').textContent")
+    loss = np.mean([m["loss"] for m in made_up_metrics() if m["kind"] == "train"][:2])  # 311 lines: two of them make a point
+    assert first.startswith(f"total {loss:.4g}, simclr ") and first.endswith("at epoch 0.01613") and second != first
+    browser.run("document.querySelector('.plane').scrollIntoView(); document.querySelector('.plane').focus()")
+    browser.key("ArrowRight")
+    assert browser.run("!document.querySelector('.card').hidden && document.querySelector('.card span').textContent").startswith("row ")
+    place = browser.run(
+        "(() => { const b = document.querySelector('.map use').getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] })()"
+    )
+    browser.point(*place)
+    name = json.loads(browser.run("document.getElementById('points').textContent"))["name"]
+    assert browser.run("document.querySelector('.card span').textContent") in name
+    browser.run("document.querySelector('.groups button').click()")
+    assert browser.run("document.querySelectorAll('.points.lit').length") == 1
+    assert browser.complaints() == []
+
+
+CONTRAST = """(() => {
+  // Texts below 4.5 to 1 (3 to 1 where large) against the nearest background behind them.
+  const numbers = (c) => c.match(/[\\d.]+/g).map(Number);
+  const light = (c) => numbers(c).slice(0, 3).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if ((numbers(c)[3] ?? 1) > 0) return c; } };
+  const bad = [];
+  for (const e of document.querySelectorAll("body *")) {
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) || e.closest("script, style")) continue;
+    const style = getComputedStyle(e);
+    const [a, b] = [light(e.closest("svg") ? style.fill : style.color), light(behind(e.closest("svg") ?? e))].sort((x, y) => y - x);
+    const large = parseFloat(style.fontSize) >= 24;
+    if ((a + 0.05) / (b + 0.05) < (large ? 3 : 4.5)) bad.push(e.tagName + "." + e.className + " " + e.textContent.slice(0, 20));
+  }
+  return bad;
+})()"""
