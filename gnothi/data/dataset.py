@@ -15,6 +15,8 @@ from gnothi.data.arrays import finish, kept_type, numbered
 from gnothi.data.decode import unpacked
 from gnothi.data.forms import Form, agree, fit, form_of
 
+BROKEN = (LookupError, OSError, ValueError, RuntimeError, SyntaxError)
+"""What a dataset may raise for an item that cannot be read."""
 LOOKED_AT = 64
 """At most so many items, spread evenly, decide on the layout."""
 
@@ -49,7 +51,7 @@ class DatasetSource(Source):
         """[H, W, C] and its form."""
         try:
             item = self.dataset[row]
-        except (IndexError, KeyError, OSError, ValueError, RuntimeError, SyntaxError) as error:
+        except BROKEN as error:
             raise DataError(f"cannot be read: {' '.join(str(error).split())}") from error
         image = item[0] if isinstance(item, tuple | list) else item
         if isinstance(image, Image.Image):
@@ -83,7 +85,7 @@ def from_dataset(dataset: Any) -> DatasetSource:
         raise DataError(f"the dataset {type(dataset).__name__} is empty")
     labels = next((getattr(dataset, name) for name in ("targets", "labels", "_labels") if _one_each(dataset, name)), None)
     if labels is None and _is_pair(dataset[0]):
-        labels = [int(dataset[row][1]) for row in range(len(dataset))]
+        labels = [_label(dataset, row) for row in range(len(dataset))]
     classes = getattr(dataset, "classes", None)
     usable = labels is not None and isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)
     return DatasetSource(dataset, labels, tuple(classes) if usable and classes is not None else None)
@@ -92,6 +94,14 @@ def from_dataset(dataset: Any) -> DatasetSource:
 def _one_each(dataset: Any, name: str) -> bool:
     values = getattr(dataset, name, None)
     return values is not None and hasattr(values, "__len__") and len(values) == len(dataset)
+
+
+def _label(dataset: Any, row: int) -> int:
+    """The label of an item, -1 where it cannot be read."""
+    try:
+        return int(dataset[row][1])
+    except BROKEN:
+        return -1
 
 
 def _is_pair(item: Any) -> bool:

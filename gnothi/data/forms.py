@@ -94,7 +94,8 @@ def fit(image: np.ndarray, form: Form, layout: Layout) -> np.ndarray:
         image, form = _over_white(image), form._replace(alpha=False, channels=form.channels - 1)
     if form.channels != layout.channels:
         image = _channels(image, form, layout)
-    return np.ascontiguousarray(_typed(image, form, layout).transpose(2, 0, 1))
+    fitted = np.ascontiguousarray(_typed(image, form, layout).transpose(2, 0, 1))
+    return fitted if fitted.flags.writeable else fitted.copy()
 
 
 def _channels(image: np.ndarray, form: Form, layout: Layout) -> np.ndarray:

@@ -208,7 +208,7 @@ def _inspection(
         n=len(source),
         channels=source.channels,
         dtype=str(source.dtype).removeprefix("torch."),
-        pixels=asdict(scale),
+        pixels={key: list(value) if isinstance(value, tuple) else value for key, value in asdict(scale).items()},
         minimum=np.min([look.low for look in looks], axis=0).astype(float).tolist(),
         maximum=np.max([look.high for look in looks], axis=0).astype(float).tolist(),
         sizes={
