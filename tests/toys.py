@@ -1,0 +1,110 @@
+"""Small things that behave as the contracts say: a backbone without BatchNorm, methods, views, and an objective that trains in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnothi.contracts import Block, Encoding, Step, Views, Want
+from gnothi.methods import METHODS, Method
+from gnothi.randomness import generator, seeded
+
+NAMES = tuple(METHODS)
+MULTI_CROP = tuple(name for name, (_, method) in METHODS.items() if method.multi_crop)
+TEACHERS = ("moco", "byol", "dino")
+SMALL: dict[str, dict[str, Any]] = {
+    "simclr": {},
+    "moco": {"predictor": 10},
+    "byol": {"predictor": 10},
+    "simsiam": {"predictor": 5},
+    "swav": {"prototypes": 9, "queue": 12, "frozen_until": 0.2},
+    "dino": {"prototypes": 11, "frozen_until": 0.2, "teacher_temperature_start": 0.03, "teacher_temperature": 0.06},
+    "barlow": {},
+    "vicreg": {},
+}
+"""Settings beside small widths that make every part of a method take part."""
+
+
+class ToyBackbone(nn.Module):
+    """Patches of 4 pixels, two residual blocks over them, LayerNorm; the same answer whatever the batch."""
+
+    def __init__(self, channels: int = 3, width: int = 12) -> None:
+        super().__init__()
+        self.width, self.block_widths = width, (width, width)
+        self.patches = nn.Conv2d(channels, width, 4, 4)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)) for _ in range(2))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, images: Tensor, want: Want = Want(), mask: Tensor | None = None) -> Encoding:
+        grid = (images.shape[2] // 4, images.shape[3] // 4)
+        x = self.patches(images).flatten(2).mT  # [B, N, D]
+        if mask is not None:
+            x = x * ~mask[..., None]
+        blocks = {}
+        for i, block in enumerate(self.blocks):
+            x = x + block(x) + x.mean(1, keepdim=True)
+            if i in want.blocks:
+                blocks[i] = Block(x.mean(1), self.norm(x.mean(1)), x if want.patches else None, grid)
+        final = self.norm(x)
+        return Encoding(final.mean(1), final if want.patches else None, grid, blocks)
+
+
+class NormedBackbone(nn.Module):
+    """Two convolutions with BatchNorm."""
+
+    def __init__(self, channels: int = 3, width: int = 12) -> None:
+        super().__init__()
+        self.width, self.block_widths = width, (width,)
+        self.conv = nn.Conv2d(channels, width, 4, 4, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.deeper = nn.Conv2d(width, width, 1)
+
+    def forward(self, images: Tensor, want: Want = Want(), mask: Tensor | None = None) -> Encoding:
+        x = self.deeper(F.relu(self.bn(self.conv(images))))
+        return Encoding(x.mean((2, 3)), x.flatten(2).mT if want.patches else None, (x.shape[2], x.shape[3]))
+
+
+def method(name: str, *, norm: str = "none", seed: int = 0, backbone: Callable[[], nn.Module] = ToyBackbone, **settings: Any) -> Method:
+    """A method of small widths in float64; teachers already differ from what they follow."""
+    spec_type, method_type = METHODS[name]
+    spec = spec_type(**{"hidden": 14, "out": 8, "layers": 2, "norm": norm, **SMALL[name], **settings})
+    with seeded(seed, "toy"):
+        made = method_type(backbone(), spec).double()
+        with torch.no_grad():
+            for twin in (made.slow, made.space.slow):
+                for p in () if twin is None else twin.parameters():
+                    p.add_(0.05 * torch.randn_like(p))
+    return made
+
+
+def views(b: int = 6, n_local: int = 0, *, size: int = 16, local: int = 8, seed: int = 0, dtype: torch.dtype = torch.float64) -> Views:
+    """Two global crops and some local ones, of noise; boxes are fractional, so that nothing in geometry ties."""
+    g, v = generator(seed, "toy views"), 2 + n_local
+    images = tuple(torch.randn(b, 3, s, s, generator=g, dtype=torch.float64).to(dtype) for s in [size] * 2 + [local] * n_local)
+    corner = 40 * torch.rand(v, b, 2, generator=g)
+    sides = (20 + 30 * torch.rand(v, b, 2, generator=g)) * torch.tensor([1.0] * 2 + [0.4] * n_local)[:, None, None]
+    flips, turns = torch.rand(v, b, generator=g) < 0.5, torch.randint(4, (v, b), generator=g)
+    return Views(images, torch.cat([corner, sides], -1), flips, turns, 2, torch.randperm(100, generator=g)[:b])
+
+
+def many_views(total: int, b: int, n_local: int = 0, dtype: torch.dtype = torch.float64) -> list[Views]:
+    """Views of several steps."""
+    return [views(b, n_local, seed=1000 + i, dtype=dtype) for i in range(total)]
+
+
+def step(number: int = 3, total: int = 10, seed: int = 0) -> Step:
+    return Step(seed, number, total)
+
+
+def parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all that a module holds."""
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def spherical(n: int, width: int, seed: int = 0) -> Tensor:
+    """[n, width] float64 noise."""
+    return torch.randn(n, width, generator=generator(seed, "noise"), dtype=torch.float64)
