@@ -30,7 +30,7 @@ class SwAVSpec(MethodSpec):
     queue: int = Field(default=0, ge=0)
     """Earlier projections, a crop, that take part in the assignment; for batches smaller than the number of prototypes."""
     queue_start: float = Field(default=0.15, ge=0, le=1)
-    """Part of training after which the queue is used."""
+    """Part of training after which the queue is used, once it is full."""
     frozen_until: float = Field(default=0.01, ge=0, le=1)
     """Part of training in which prototypes do not move."""
 
@@ -57,7 +57,8 @@ class SwAVSpace(Space):
         for crop, s in enumerate(said):
             scores = gather(s.prediction.detach())
             n = len(scores) // world()
-            if self.spec.queue and step.progress >= self.spec.queue_start:
+            # An unfilled queue holds zeros, which are no projections.
+            if self.spec.queue and step.progress >= self.spec.queue_start and step.number * len(scores) >= self.spec.queue:
                 scores = torch.cat([scores, self.head.predict(self.queue[crop])])
             parts.append(sinkhorn(scores, self.spec.epsilon, self.spec.iterations)[rank() * n : (rank() + 1) * n])
         return torch.cat(parts)
