@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -238,12 +239,14 @@ def train(
     gnothi train my-images --method dino --backbone micro-vit --epochs 50
     gnothi train cells --recipe any-orientation --set training.batch=64
     """
-    from gnothi import pretrain, report
+    from gnothi import distributed, pretrain, report
     from gnothi.training.progress import Silent
 
     settings = chosen(method, backbone, auxiliary, epochs, assignments)
     quiet = Silent() if as_json else None
     run = pretrain.train(data, recipe=recipe, settings=settings, init=init, device=device, out=out, resume=resume, progress=quiet)
+    if distributed.rank():
+        return
     page = report.write(run.folder)
     told(as_json, {"run": str(run.folder), "report": str(page), **run.verdict, "metrics": run.metrics[-1:]}, lambda: ended(run, page))
 
@@ -414,7 +417,8 @@ class counted:  # noqa: N801
     """A progress bar on a terminal, nothing elsewhere: ``with counted("reading", True) as progress: progress(done, total)``."""
 
     def __init__(self, what: str, wanted: bool) -> None:
-        self.what, self.wanted, self.bar = what, wanted and sys.stderr.isatty(), None
+        self.what, self.wanted = what, wanted and sys.stderr.isatty()
+        self.bar: Any = None
 
     def __enter__(self) -> Callable[[int, int], None] | None:
         return self._update if self.wanted else None
@@ -435,20 +439,27 @@ class counted:  # noqa: N801
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 2 for a mistake of the user, 130 for Ctrl-C, 1 for ours."""
+    """Run the command line: exit code 0, 2 for a mistake of the user, 128 + N for signal N, 1 for ours."""
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
-        click.echo(f"gnothi: {error.format_message()}", err=True)
-        sys.exit(error.exit_code)
+        leave(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("gnothi: interrupted", err=True)
-        sys.exit(130)
+        leave("interrupted", 130)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
-        click.echo(f"gnothi: {error}", err=True)
-        sys.exit(code)
+        leave(str(error), code)
+    finally:
+        if "gnothi.distributed" in sys.modules:
+            sys.modules["gnothi.distributed"].stop()
+
+
+def leave(message: str, code: int) -> None:
+    """Say why, once for all processes of a run, and go."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"gnothi: {message}", err=True)
+    sys.exit(code)

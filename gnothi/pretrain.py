@@ -68,7 +68,7 @@ def _weights(init: str) -> dict[str, Tensor]:
     encoder = load_encoder(init)
     if not isinstance(encoder, NetworkEncoder):
         raise SettingError(f"--init {init}: not a network; a run, an exported folder or timm:NAME is")
-    return encoder.backbone.state_dict()
+    return backbones.weights(encoder.backbone)
 
 
 def batches(resolved: Resolved, objective: Objective, first: int = 0) -> Batches:
@@ -92,7 +92,7 @@ def batches(resolved: Resolved, objective: Objective, first: int = 0) -> Batches
 
 def live_encoder(resolved: Resolved, method: nn.Module) -> NetworkEncoder:
     """The network of a run in progress as an encoder; a copy, so that nothing of the run moves."""
-    network = method.slow if method.name in TEACHER_FIRST else method.backbone
+    network: Any = method.slow if method.name in TEACHER_FIRST else method.backbone
     s = resolved.spec
     return NetworkEncoder(
         "live", copy.deepcopy(network), s.backbone, resolved.source.channels, s.views.size or 0, resolved.pixels, device=resolved.device
@@ -189,6 +189,7 @@ def train(
         folder = folder or Path("runs") / f"{Path(data.partition('@')[0]).stem}-{resolved.spec.method.name}"
         if (folder / "spec.json").exists() and not resume:
             raise SettingError(f"{folder} is a run already; --resume goes on with it, --out takes another folder")
+    distributed.barrier()  # nobody writes before all have looked whether the folder is taken
     with _owned(folder):
         return _run(resolved, folder, init, progress)
 
@@ -249,7 +250,7 @@ def _run(resolved: Resolved, folder: Path, init: str | None, progress: Progress 
         folder=folder,
         sample=_sample(resolved),
         evaluate=Along(resolved),
-        sinks=sinks(resolved.spec.training, folder),
+        sinks=[] if distributed.rank() else sinks(resolved.spec.training, folder),
     )
     saved = checkpoint.newest(folder, warn=lambda text: print(text, file=sys.stderr))
     if distributed.rank() == 0:
@@ -267,14 +268,14 @@ def _run(resolved: Resolved, folder: Path, init: str | None, progress: Progress 
     finally:
         learner.progress.close()
         views.close()
-    return finish(resolved, folder, learner)
+    return finish(resolved, folder, learner, views.broken)
 
 
-def finish(resolved: Resolved, folder: Path, learner: Learner) -> Run:
+def finish(resolved: Resolved, folder: Path, learner: Learner, met: dict[str, tuple[str, int]]) -> Run:
     """Judge the run and write its verdict."""
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     judged = health.verdict([m for m in metrics if m["kind"] == "health"], resolved.spec.method.name, learner.number)
-    broken = [{"name": name, "message": message, "count": count} for name, (message, count) in sorted(learner.batches.broken.items())]
+    broken = [{"name": name, "message": message, "count": count} for name, (message, count) in sorted(met.items())]
     verdict = {**judged.to_dict(), "steps": learner.number, "seconds": round(learner.seconds, 1), "broken": broken}
     if distributed.rank() == 0:
         checkpoint.write_text(folder / "verdict.json", json.dumps(verdict, indent=1))

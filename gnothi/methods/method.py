@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -146,6 +147,10 @@ def pick(targets: Tensor, index: Tensor | None) -> Tensor:
     return targets if index is None else targets[index]
 
 
+def _rows(part: slice, x: Tensor) -> Tensor:
+    return x[part]
+
+
 class Method(nn.Module):
     """Views -> outputs -> named loss terms, by a backbone and a Space.
 
@@ -164,7 +169,7 @@ class Method(nn.Module):
     def __init__(self, backbone: nn.Module, spec: MethodSpec) -> None:
         super().__init__()
         self.backbone, self.spec = backbone, spec
-        self.space = self.fresh_space(backbone.width)
+        self.space = self.fresh_space(int(backbone.width))  # type: ignore[arg-type]
         self.slow = twin(backbone) if isinstance(spec, TeacherSpec) else None
 
     def fresh_space(self, width: int) -> Space:
@@ -209,7 +214,7 @@ class Method(nn.Module):
             joint = self.encode(torch.cat([images[v] for v in group]), want, mask, backbone=backbone)
             for i, v in enumerate(group):
                 part = slice(i * len(images[v]), (i + 1) * len(images[v]))
-                encodings[v] = joint.map(lambda x, part=part: x[part]) if len(group) > 1 else joint
+                encodings[v] = joint.map(partial(_rows, part)) if len(group) > 1 else joint
         return [encodings[v] for v in range(len(images))]
 
     def forward(self, views: Views, want: Want, step: Step) -> Outputs:

@@ -69,4 +69,4 @@ def synchronise(module: nn.Module) -> None:
     """Turn every BatchNorm inside a module into one over all processes, in place; names, weights and statistics stay."""
     for m in module.modules():
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and not isinstance(m, SyncBatchNorm):
-            m.__class__ = SyncBatchNorm  # same attributes, another forward
+            m.__class__ = SyncBatchNorm  # type: ignore[assignment]  # same attributes, another forward

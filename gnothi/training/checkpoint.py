@@ -25,7 +25,7 @@ def digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         x = tensors[name].detach().cpu().contiguous()
         state.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-        state.update(x.reshape(-1).view(torch.uint8).numpy() if x.numel() else b"")
+        state.update(x.reshape(-1).view(torch.uint8).numpy().data if x.numel() else b"")
     return state.hexdigest()
 
 

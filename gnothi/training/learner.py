@@ -116,7 +116,7 @@ class Learner:
         if spec.channels_last:
             objective.to(memory_format=torch.channels_last)
         self.optimiser = optimisers.build(optimiser, objective, objective.groups())
-        self.module = self._wrap(objective)
+        self.module: Any = self._wrap(objective)
         self.warm_up = to_steps(optimiser.warm_up, per_epoch, total, setting="optimiser.warm_up") / total
         every = {k: getattr(spec, k) for k in ("log_every", "health_every", "evaluate_every", "checkpoint_every")}
         self.every = {k: max(1, to_steps(v, per_epoch, total, setting=f"training.{k}")) for k, v in every.items()}
@@ -139,7 +139,7 @@ class Learner:
         # Buffers are the same on every process already; torch renamed the switch that says so.
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(objective, **{switch: False})
+        return DistributedDataParallel(objective, **{switch: False})  # type: ignore[arg-type]
 
     def fit(self) -> None:
         """Train to the last step.
@@ -306,7 +306,7 @@ class Learner:
     # ---- state ----------------------------------------------------------------------------------
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
-        names = {p: n for n, p in self.objective.named_parameters()}
+        names: dict[Tensor, str] = {p: n for n, p in self.objective.named_parameters()}
         tensors = dict(self.objective.state_dict())
         for p, values in self.optimiser.state.items():
             tensors |= {f"optimiser.{k}.{names[p]}": v for k, v in values.items() if v is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 
@@ -27,7 +28,7 @@ class Objective(nn.Module):
     def __init__(self, method: Method, auxiliaries: dict[str, Auxiliary] | None = None, autocast: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.method = method
-        self.auxiliaries = nn.ModuleDict(auxiliaries or {})
+        self.auxiliaries: Mapping[str, Auxiliary] = nn.ModuleDict(auxiliaries or {})  # type: ignore[assignment]
         self.autocast = autocast
 
     def want(self) -> Want:

@@ -34,7 +34,12 @@ def sinks(spec: TrainingSpec, folder: Path) -> list[Sink]:
         except ImportError:
             raise SettingError("training.tensorboard needs a package more: pip install 'gnothi[tensorboard]'") from None
         writer = SummaryWriter(str(folder / "tensorboard"))
-        made.append(lambda line: [writer.add_scalar(k, v, line["step"]) for k, v in numbers(line).items()] and None)
+
+        def write(line: dict[str, Any]) -> None:
+            for name, value in numbers(line).items():
+                writer.add_scalar(name, value, line["step"])
+
+        made.append(write)
     if spec.wandb is not None:
         try:
             import wandb
