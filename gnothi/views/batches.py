@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -129,16 +131,7 @@ class Batches:
 
     def _from_workers(self, loader: FromSource, number: int) -> Cuts | GnothiError:
         if self._ready is None or number != self._next:
-            self._ready = iter(
-                DataLoader(
-                    loader,
-                    batch_size=None,  # an item is a whole batch already
-                    sampler=range(number, max(self.total, number + 1)),
-                    num_workers=self.workers,
-                    pin_memory=self.device.type == "cuda",
-                    generator=generator(self.seed, "loader"),  # or torch's global generator would move
-                )
-            )
+            self._ready = self._start(loader, number)
         self._next = number + 1
         try:
             return next(self._ready)
@@ -147,6 +140,24 @@ class Batches:
             raise RunError(
                 f"a loader process ended unexpectedly, often for want of memory: {str(error).splitlines()[0]}; try fewer workers"
             ) from error
+
+    def _start(self, loader: FromSource, number: int) -> Iterator[Cuts | GnothiError]:
+        main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+        before = signal.getsignal(signal.SIGCHLD) if main else None
+        ready = iter(
+            DataLoader(
+                loader,
+                batch_size=None,  # an item is a whole batch already
+                sampler=range(number, max(self.total, number + 1)),
+                num_workers=self.workers,
+                pin_memory=self.device.type == "cuda",
+                generator=generator(self.seed, "loader"),  # or torch's global generator would move
+            )
+        )
+        if before is not None:
+            # Torch's handler raises wherever the main thread happens to be when a loader process dies; the next batch tells it as well.
+            signal.signal(signal.SIGCHLD, before)
+        return ready
 
     def _count(self, cuts: Cuts) -> None:
         """Note what was broken, and stop above the fraction: of the images met, but of at least 1,000 or all, and never for 2 files or fewer."""

@@ -278,6 +278,9 @@ def test_a_broken_image_is_replaced_by_the_same_one_every_time_and_counted(folde
         a, b = first(step), second(step)
         assert same(a, b)
         hit = torch.isin(before[step].index, torch.tensor([4, 11]))
+        for position in hit.nonzero()[:, 0].tolist():
+            drawn = [int(torch.randint(20, (), generator=generator(3, "replacement", step, position, attempt))) for attempt in range(9)]
+            assert a.index[position] == next(row for row in drawn if row not in (4, 11))
         assert not torch.isin(a.index, torch.tensor([4, 11])).any() and torch.equal(a.index[~hit], before[step].index[~hit])
         for ours, theirs in zip(a.images, before[step].images, strict=True):
             assert torch.equal(ours[~hit], theirs[~hit])
@@ -326,6 +329,18 @@ def test_images_are_read_once_at_the_smallest_resolution_that_covers_every_crop(
         covers = [s for s in (1, 2, 4, 8) if (views.boxes[0, i, 2:] >= 8 * s).all() and (views.boxes[1, i, 2:] >= 10 * s).all()]
         assert shrink == max(covers, default=1)
     assert len({shrink for _, shrink in source.asked}) >= 2
+
+
+def test_an_image_whose_size_only_its_pixels_tell_is_read_once_too():
+    class Counted(SpawnSource):
+        asked = []
+
+        def image(self, row, shrink=1):
+            self.asked.append(row)
+            return super().image(row)
+
+    views = batches(Counted())(0)
+    assert Counted.asked == views.index.tolist()
 
 
 def test_crops_of_a_shrunken_image_are_those_of_the_whole_one(folder):

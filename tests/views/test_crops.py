@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
-from scipy.stats import kstest, ks_2samp
+from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
@@ -143,6 +143,8 @@ def test_small_boxes_have_uniform_area_aspect_and_place():
     assert kstest(((wide / high).log() / math.log(2) + 1) / 2, "uniform").pvalue > 0.01
     assert kstest(left / (200 - wide), "uniform").pvalue > 0.01
     assert kstest(top / (200 - high), "uniform").pvalue > 0.01
+    independent = torch.stack([wide * high, (wide / high).log(), left / (200 - wide), top / (200 - high)])
+    assert (torch.corrcoef(independent) - torch.eye(4)).abs().max() < 4 / n**0.5
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 400), (400, 10)])
