@@ -248,17 +248,17 @@ def train(
     if distributed.rank():
         return
     page = report.write(run.folder)
-    told(as_json, {"run": str(run.folder), "report": str(page), **run.verdict, "metrics": run.metrics[-1:]}, lambda: ended(run, page))
+    told(as_json, {"run": str(run.folder), "report": str(page), **run.verdict, "metrics": run.metrics[-1:]}, lambda: ended(run, page, data))
 
 
-def ended(run: Any, page: Path) -> str:
+def ended(run: Any, page: Path, data: str) -> str:
     """What a run came to, and what to do next."""
     v = run.verdict
     lines = [f"{v['verdict']}: {v['why']}" + (f"; to change it: {v['advice']}" if v["advice"] else "")]
     if v["broken"]:
         lines += [f"{len(v['broken'])} images could not be read and were replaced:"]
         lines += [f"  {b['message']}" + (f" ({b['count']} times)" if b["count"] > 1 else "") for b in v["broken"]]
-    lines += [f"run     {run.folder}", f"page    {page}", f"next    gnothi evaluate knn {run.folder} --data DATA"]
+    lines += [f"run     {run.folder}", f"page    {page}", f"next    gnothi evaluate knn {run.folder} --data {data}"]
     return "\n".join(lines)
 
 

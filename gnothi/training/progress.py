@@ -56,15 +56,16 @@ class Lines:
     def __init__(self, total: int, done: int = 0, stream: TextIO | None = None, every: float = 10.0) -> None:
         self.total, self.first, self.stream, self.every = total, done, stream or sys.stderr, every
         self.started = time.monotonic()
-        self.spoke = -1e9
+        self.spoke, self.said = -1e9, -1
         self.known: dict[str, Any] = {}
 
     def update(self, step: int, metrics: dict[str, Any] | None = None) -> None:
         """Print a line if the last one is long enough ago, or the run is over."""
         self.known |= metrics or {}
         now = time.monotonic()
-        if self.known and (now - self.spoke >= self.every or step == self.total):
-            self.spoke = now
+        due = now - self.spoke >= self.every or step == self.total
+        if self.known and due and step != self.said:
+            self.spoke, self.said = now, step
             done = step - self.first
             left = duration((now - self.started) / done * (self.total - step)) if done else "?"
             self.say(f"step {step}/{self.total}, {summary(self.known)}, {left} left")
