@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gnothi.contracts import EncoderError, GnothiError, Pixels, SettingError, did_you_mean
 from gnothi.encoders.encoder import Encoder, wrong_channels
 from gnothi.encoders.inputs import centre, check_range
-from gnothi.models.backbone import BackboneSpec, build, pretrained_input
+from gnothi.models.backbone import BackboneSpec, build, initialise, pretrained_input
 from gnothi.training import checkpoint
 
 SIDES = {"online": "method.backbone.", "teacher": "method.slow."}
@@ -148,7 +148,10 @@ def exported_encoder(name: str, folder: Path, marks: list[str], device: torch.de
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise EncoderError(f"{folder} is not a whole exported encoder: {type(error).__name__} {str(error)[:80]}") from None
     network = build(backbone, channels, size, 0)
-    _fill(network, tensors, folder)
+    try:
+        initialise(network, tensors)
+    except SettingError as error:
+        raise EncoderError(f"{folder}/model.safetensors: {error}") from None
     return NetworkEncoder(name, network, backbone, channels, size, pixels, device=device)
 
 

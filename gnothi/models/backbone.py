@@ -15,8 +15,24 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gnothi.contracts import Block, Encoding, SettingError, Spec, Want, did_you_mean
+from gnothi.models.adopted import adopt
 from gnothi.models.micro import POOLED, MicroResNet, MicroViT, cells
+from gnothi.models.weights import flops, initialise, parameters, weights
 from gnothi.randomness import seeded
+
+__all__ = [
+    "BackboneSpec",
+    "TimmBackbone",
+    "TimmForm",
+    "adopt",
+    "build",
+    "flops",
+    "initialise",
+    "parameters",
+    "pretrained_input",
+    "timm_form",
+    "weights",
+]
 
 log = logging.getLogger(__name__)
 
