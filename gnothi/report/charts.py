@@ -65,6 +65,11 @@ def show(value: float, digits: int = 3) -> str:
     return text.replace("-", "−")
 
 
+def percent(share: float, places: int = 1) -> str:
+    """A share as a person reads it; the space does not break."""
+    return f"{100 * share:.{places}f}\u00a0%"
+
+
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high].
 
@@ -228,14 +233,14 @@ def interval(value: float, low: float, high: float, ends: tuple[float, float]) -
     return Markup('<svg class="interval" aria-hidden="true">{}{}</svg>').format(lines, mark.format(axis(low), axis(high), axis(value)))
 
 
-def interval_axis(ends: tuple[float, float], percent: bool) -> Markup:
-    """The axis above such rows; ``percent`` writes 0.2 as 20 %."""
+def interval_axis(ends: tuple[float, float], shares: bool) -> Markup:
+    """The axis above such rows; ``shares`` are written in per cent."""
     axis, marks = Axis(*ends, 0, 100), ticks(*ends)
     step = marks[1] - marks[0] if len(marks) > 1 else 1.0
     texts = []
     for i, t in enumerate(marks):
         anchor = "start" if axis(t) < 5 else "end" if axis(t) > 95 else "middle"
-        text = f"{100 * t:g} %" if percent else _tick_label(t, step)
+        text = f"{100 * t:g}\u00a0%" if shares else _tick_label(t, step)
         texts.append(Markup('<text class="tick{}" x="{:.2f}%" y="12" text-anchor="{}">{}</text>').format(" odd" * (i % 2), axis(t), anchor, text))
     return Markup('<svg class="interval axis" aria-hidden="true">{}</svg>').format(Markup("").join(texts))
 

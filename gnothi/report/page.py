@@ -77,7 +77,7 @@ def parts(found: record.Record, opened: Callable[[], tuple[Sample, Sample]]) -> 
     """The sections in reading order."""
     seed = int(found.settings.get("seed", 0))
     return [
-        _section("results", "What it can tell apart", lambda: _some(summary.tables(found), "no evaluations were handed over")),
+        _section("results", "What it can tell apart", lambda: _some(summary.tables(found), "the run folder holds no results.json")),
         _section("curves", "How training went", lambda: _some(curves.figures(found), "metrics.jsonl holds no numbers")),
         _section("views", "What the network saw", lambda: sections.views(found)),
         _section("neighbours", "Nearest neighbours", lambda: sections.neighbours(*opened(), seed)),
@@ -111,6 +111,7 @@ def render(found: record.Record, content: list[Section]) -> str:
         verdict=summary.verdict(found),
         headlines=summary.headlines(found),
         subtitle=summary.subtitle(found),
+        typed=summary.typed(found),
         commands=summary.commands(found),
         settings=summary.settings(found),
         environment=list(record.flatten(found.environment)),

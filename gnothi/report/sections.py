@@ -14,7 +14,7 @@ from torch import Tensor
 from gnothi.contracts import Pixels, Views
 from gnothi.randomness import generator
 from gnothi.report import maps
-from gnothi.report.charts import COLOURS, place, scatter
+from gnothi.report.charts import COLOURS, percent, place, scatter
 from gnothi.report.material import Sample, batch, picture, pixels_of
 from gnothi.report.neighbours import lonely, nearest, typical, worst
 from gnothi.report.pictures import atlas, channels_note, fit, uri
@@ -153,7 +153,7 @@ def neighbours(gallery: Sample, queries: Sample, seed: int) -> Neighbourhoods:
         known = {name: i for i, name in enumerate(sorted({*own, *theirs}))}
         labels, found = np.array([known[c] for c in own]), np.array([known[c] for c in theirs])[rows]
         first, second = typical(labels, QUERIES, order), worst(labels, found, cosines, QUERIES)
-        agreement = f"{100 * (found == labels[:, None]).mean():.0f} %"
+        agreement = percent((found == labels[:, None]).mean(), 0)
 
     def query(i: int) -> Query:
         matches = [_match(gallery, int(j), float(c), own[i] if own else None, theirs) for j, c in zip(rows[i], cosines[i], strict=True)]
@@ -165,7 +165,7 @@ def neighbours(gallery: Sample, queries: Sample, seed: int) -> Neighbourhoods:
 
 def _match(gallery: Sample, j: int, cosine: float, own: str | None, theirs: list[str] | None) -> Match:
     right = None if own is None or theirs is None else theirs[j] == own
-    return Match(gallery.picture(j, PICTURE), gallery.name(j), theirs[j] if theirs else "", f"{cosine:.2f}".replace("-", "−"), right)
+    return Match(gallery.picture(j, PICTURE), gallery.name(j), theirs[j] if theirs else "", f"{cosine:.3f}".replace("-", "−"), right)
 
 
 # ---- map --------------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def chart_of(gallery: Sample, queries: Sample, seed: int) -> Map:
     groups, legend = grouped(names)
     note = f"{len(sample):,} {sample.split}."
     if len(sample) > 10:
-        note += f" Of each image's ten nearest in the embedding, {100 * maps.kept(sample.features, placed):.0f} % are among its ten nearest here."
+        note += f" Of each image's ten nearest in the embedding, {percent(maps.kept(sample.features, placed), 0)} are among its ten nearest here."
     sheet, columns, rows = atlas([sample.thumbnail(i, THUMBNAIL) for i in range(len(sample))])
     points = {
         "x": [round(float(v), 1) for v in placed[:, 0]],

@@ -6,11 +6,12 @@ import json
 import math
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from gnothi.report.charts import interval, interval_axis, show, span
+from gnothi.report.charts import interval, interval_axis, percent, show, span
 from gnothi.report.record import Record, flatten
 
 COLLAPSES = {
@@ -67,11 +68,6 @@ def verdict(record: Record) -> dict[str, Any]:
     }
 
 
-def percent(value: float) -> str:
-    """A share as a person reads it."""
-    return f"{100 * value:.1f} %"
-
-
 def duration(seconds: float) -> str:
     """Seconds as hours, minutes and seconds, the two largest."""
     whole = round(seconds)
@@ -90,8 +86,10 @@ def headlines(record: Record) -> list[Headline]:
         rates = [m["images_per_second"] for m in train if m.get("images_per_second")]
         found.append(Headline(duration(seconds), "of training", f"{show(sum(rates) / len(rates))} images a second" if rates else ""))
     if train:
-        epochs = train[-1].get("epoch")
-        found.append(Headline(f"{record.verdict.get('steps') or train[-1]['step']:,}", "steps", f"{show(epochs)} epochs" if epochs else ""))
+        planned, done = record.derived.get("steps"), record.verdict.get("steps") or train[-1]["step"]
+        notes = [f"of {planned:,}"] if planned and planned > done else []
+        notes += [f"{show(train[-1]['epoch'])} epochs"] if train[-1].get("epoch") else []
+        found.append(Headline(f"{done:,}", "steps", ", ".join(notes)))
     if health and health[-1].get("rankme") is not None:
         found.append(Headline(show(health[-1]["rankme"]), "RankMe", "directions in use at the end"))
     return [h for h in found if h is not None]
@@ -134,18 +132,24 @@ def _end(result: dict[str, Any], key: str) -> float:
     return result["value"] if end is None or not math.isfinite(end) else end
 
 
+def typed(record: Record) -> str:
+    """The command line that started the run, where it is known."""
+    words = record.environment.get("command")
+    return shlex.join([Path(words[0]).name, *map(str, words[1:])]) if isinstance(words, list) and words else ""
+
+
 def commands(record: Record) -> list[str]:
-    """The command lines that train this run again, measure it and draw this page."""
+    """The command lines that train this run again with every setting spelled out, measure it and draw this page."""
     run, data = shlex.quote(str(record.folder)), shlex.quote(str(record.settings.get("data", {}).get("name", "DATA")))
+    head = {"recipe": record.derived.get("recipe"), "device": record.derived.get("device")}
+    head |= {part: record.settings.get(part, {}).get("name") for part in ("method", "backbone")}
+    auxiliaries = list(record.settings.get("auxiliary", {}))
     named = {"data.name", "method.name", "backbone.name"}
-    pairs = [f"{k}={_value(v)}" for k, v in flatten(record.settings) if k not in named and v is not None]
-    method, backbone = (record.settings.get(part, {}).get("name") for part in ("method", "backbone"))
-    head = [f"gnothi train {data} --out {run}"]
-    head += [f"--method {shlex.quote(method)}"] if method else []
-    head += [f"--backbone {shlex.quote(backbone)}"] if backbone else []
-    train = " \\\n  ".join([" ".join(head), *(f"--set {shlex.quote(p)}" for p in pairs)])
+    pairs = [f"{k}={_value(v)}" for k, v in flatten(record.settings) if k not in named and v not in (None, {})]
+    train = [f"gnothi train {data} --out {run}", *(f"--{k} {shlex.quote(v)}" for k, v in head.items() if v)]
+    train += [f"--auxiliary {shlex.quote(a)}" for a in auxiliaries] + [f"--set {shlex.quote(p)}" for p in pairs]
     kinds = dict.fromkeys(r["metric"] for r in record.results)
-    return [train, *(f"gnothi evaluate {shlex.quote(k)} {run} --data {data}" for k in kinds), f"gnothi report {run}"]
+    return [" \\\n  ".join(train), *(f"gnothi evaluate {shlex.quote(k)} {run} --data {data}" for k in kinds), f"gnothi report {run}"]
 
 
 def settings(record: Record) -> list[tuple[str, str]]:

@@ -122,7 +122,7 @@ def test_numbers_for_people(value, text):
 def test_an_interval_lies_where_its_axis_says():
     ends = charts.span([(0.82, 0.79, 0.84), (0.32, 0.29, 0.34)])
     assert ends[0] <= 0.29 and 0.84 <= ends[1] <= 1
-    marks = [(float(a["x"][:-1]), float(t.split()[0]) / 100) for (_, a), t in Tags(charts.interval_axis(ends, percent=True)).texts]
+    marks = [(float(a["x"][:-1]), float(t.split()[0]) / 100) for (_, a), t in Tags(charts.interval_axis(ends, shares=True)).texts]
     slope, start = np.polyfit(*zip(*marks, strict=True), 1)
     tags = Tags(charts.interval(0.82, 0.79, 0.84, ends))
     (bar,), (dot,) = tags.all("line", "bar"), tags.all("circle")

@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import shutil
 import sys
 from html.parser import HTMLParser
@@ -44,7 +45,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if not self.open or self.open[-1] not in ("script", "style"):
-            self.text += data
+            self.text += data.replace("\u00a0", " ")
 
     @property
     def ids(self):
@@ -113,7 +114,7 @@ def test_neighbours_on_the_page_are_those_of_brute_force(run, encoder):
         similarity = unit[0] @ unit[1][names.index(query.name)]
         order = np.argsort(-similarity)[: len(query.matches)]
         assert [m.name for m in query.matches] == [gallery.name(i) for i in order]
-        assert [m.cosine for m in query.matches] == [f"{similarity[i]:.2f}" for i in order]
+        assert [m.cosine for m in query.matches] == [f"{similarity[i]:.3f}" for i in order]
         assert [m.right for m in query.matches] == [gallery.classes()[i] == query.label for i in order]
 
 
@@ -121,8 +122,8 @@ def test_the_trained_network_is_marked_and_rows_are_sorted(run):
     results = [r | {"encoder": str(run)} if r["encoder"] == "trained" else r for r in made_up_results()]
     knn, linear = summary.tables(read(run, results))
     assert [r.encoder for r in knn.rows if r.own] == [str(run)]
-    assert [r.value for r in knn.rows] == ["82.0 %", "74.0 %", "59.0 %", "42.0 %", "32.0 %"]
-    assert knn.n == "on 960 images" and knn.rows[0].range == "79.5 % to 84.4 %" and linear.rows[0].value == "85.0 %"
+    assert [r.value.split("\u00a0")[0] for r in knn.rows] == ["82.0", "74.0", "59.0", "42.0", "32.0"]
+    assert knn.n == "on 960 images" and knn.rows[0].range == "79.5\u00a0% to 84.4\u00a0%" and linear.rows[0].value == "85.0\u00a0%"
     assert summary.headlines(read(run, results))[0].note == "23.0 points above the untrained network"
 
 
@@ -163,7 +164,7 @@ def test_a_run_that_is_still_going_has_a_page(tmp_path, tiles, encoder):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 99, "lo')  # cut short
     text = page_of(run).text
-    assert "Unfinished" in text and "no evaluations were handed over" in text
+    assert "Unfinished" in text and "holds no results.json" in text
 
 
 def test_a_collapsed_embedding_has_a_line_instead_of_a_map(tmp_path, tiles, encoder, monkeypatch):
@@ -198,14 +199,19 @@ def test_more_classes_than_colours_share_the_grey():
     assert [names[i] for i, g in enumerate(groups) if g == 3][0] == legend[3].name
 
 
-def test_the_command_gives_back_the_settings(run):
+def test_the_command_gives_back_the_settings(tmp_path, tiles):
     from gnothi.recipes import spec
 
-    train = summary.commands(read(run))[0]
-    assigned = re.findall(r"--set (\S+)", train)
-    given = spec.parse([a.strip("'") for a in assigned])
-    assert given["training"] == {"epochs": 10, "batch": 128} and given["optimiser"]["lr"] == 0.2
-    assert "--method simclr" in train and "--backbone micro-resnet" in train
+    run = make_run(
+        tmp_path / "a run", tiles, settings={"views": {"size": 32, "recipe": "simclr-cifar", "area": [0.2, 1.0]}}, derived={"recipe": "any"}
+    )
+    found = read(run)
+    words = shlex.split(summary.commands(found)[0].replace("\\\n", " "))
+    options = dict(zip(words[3::2], words[4::2], strict=True))
+    given = spec.parse(b for a, b in zip(words, words[1:], strict=False) if a == "--set")
+    given = spec.merge(given, {"data": {"name": words[2]}} | {part: {"name": options[f"--{part}"]} for part in ("method", "backbone")})
+    assert words[:2] == ["gnothi", "train"] and options["--out"] == str(run) and options["--recipe"] == "any"
+    assert spec.load(given) == spec.load(found.settings)
 
 
 def test_a_step_logged_twice_counts_once_with_its_later_value(tmp_path, tiles):
