@@ -17,13 +17,11 @@ CASES = [(name, norm) for name in toys.NAMES for norm in ("none", "batch")]
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def stepped(
-    name: str, *, number: int = 3, lr: float = 0.1, decay: float = 0.1, norm: str = "none", seed: int = 0
-) -> tuple[Method, dict[str, Tensor]]:
+def stepped(name: str, *, number: int = 3, lr: float = 0.1, norm: str = "none") -> tuple[Method, dict[str, Tensor]]:
     """A method after one step of SGD and ``after_step``, and its state before."""
-    method, views, step = toys.method(name, norm=norm), toys.views(6, seed=seed), toys.step(number)
+    method, views, step = toys.method(name, norm=norm), toys.views(6), toys.step(number)
     before, objective = toys.parameters(method), Objective(method)
-    optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=lr, weight_decay=decay)
+    optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=lr, weight_decay=0.1)
     total, _, carries = objective(views, step)
     total.backward()
     for p in objective.frozen(step):
