@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -14,6 +15,7 @@ DISTANCE = 4
 """Near duplicates differ in at most so many of the 64 bits."""
 TOLERANCE = 0.03
 """And their thumbnails by at most this root mean square, of the range of the pixels."""
+NEIGHBOURS = 8
 BLOCK = 2048
 
 
@@ -45,8 +47,8 @@ def exact_groups(digests: list[bytes]) -> list[list[int]]:
 def near_groups(thumbnails: np.ndarray) -> list[list[int]]:
     """Rows joined by near duplicates, directly or through others; by their first row.
 
-    Rows of the same hash are compared along their brightness, each with the next; those of different hashes through one row of each hash. So a
-    thousand blank images make a thousand comparisons and not half a million.
+    Rows of the same hash are compared along their brightness, each with the next ``NEIGHBOURS``; those of different hashes through one row of each
+    hash. So a thousand blank images make some thousands of comparisons and not half a million.
 
     Args:
         thumbnails: [N, 8, 9], of a range of 1.
@@ -56,16 +58,22 @@ def near_groups(thumbnails: np.ndarray) -> list[list[int]]:
         return []
     unique, number = np.unique(hashes(thumbnails), return_inverse=True)
     order = np.lexsort((thumbnails.mean((1, 2)), number))
-    same = np.flatnonzero(number[order][1:] == number[order][:-1])
     one = order[np.searchsorted(number[order], np.arange(len(unique)))]
-    pairs = [np.stack([order[same], order[same + 1]], 1), *(one[p] for p in _close(unique))]
-    for a, b in np.concatenate(pairs).tolist():
-        if np.sqrt(np.mean((thumbnails[a] - thumbnails[b]) ** 2)) <= TOLERANCE:
+    for pairs in chain(_same(order, number[order]), (one[p] for p in _close(unique))):
+        difference = thumbnails[pairs[:, 0]] - thumbnails[pairs[:, 1]]
+        for a, b in pairs[np.sqrt((difference**2).mean((1, 2))) <= TOLERANCE].tolist():
             first, second = sorted((_root(parent, a), _root(parent, b)))
             parent[second] = first
     roots = np.array([_root(parent, row) for row in range(n)])
     many = np.flatnonzero(np.bincount(roots, minlength=n) > 1)
     return [np.flatnonzero(roots == root).tolist() for root in many]
+
+
+def _same(order: np.ndarray, number: np.ndarray) -> Iterator[np.ndarray]:
+    """[P, 2] pairs of rows of the same hash; ``number`` says the hash of each row of ``order``, sorted."""
+    for step in range(1, NEIGHBOURS + 1):
+        place = np.flatnonzero(number[step:] == number[:-step])
+        yield np.stack([order[place], order[place + step]], 1)
 
 
 def _close(values: np.ndarray) -> Iterator[np.ndarray]:

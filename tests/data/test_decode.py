@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from gnothi.contracts import DataError
-from gnothi.data.decode import decode, header
+from gnothi.data.decode import _QUIET, decode, header
 
 RANDOM = np.frombuffer(bytes((i * i * 31 + i * 7) % 256 for i in range(4 * 20 * 30)), np.uint8)
 RGBA8 = RANDOM.reshape(20, 30, 4)
@@ -210,6 +210,17 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path):
 def test_a_broken_note_on_orientation_leaves_the_pixels(tmp_path):
     Image.fromarray(RGB8).save(tmp_path / "a.webp", lossless=True, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert np.array_equal(decode(str(tmp_path / "a.webp"))[0], RGB8)
+
+
+def test_leaving_while_another_thread_is_inside_does_not_bring_warnings_back():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with _QUIET:
+            with _QUIET:
+                pass
+            warnings.warn("of the other thread", stacklevel=1)
+        with pytest.raises(UserWarning):
+            warnings.warn("heard again", stacklevel=1)
 
 
 def test_threads_leave_the_filters_of_warnings_as_they_were(tmp_path):

@@ -126,6 +126,13 @@ def test_many_blank_images_are_quick_and_one_group():
     assert groups == [list(range(3000))]
 
 
+def test_pictures_of_the_same_hash_but_other_brightness_are_no_duplicates():
+    ramp = np.tile(np.linspace(0.4, 0.6, 9), (8, 1))
+    thumbs = np.stack([np.zeros((8, 9)), np.ones((8, 9)), ramp, 5 * (ramp - 0.5) + 0.5]).astype(np.float32)
+    assert len(set(hashes(thumbs).tolist())) < len(thumbs) and near_groups(thumbs) == []
+    assert near_groups(np.concatenate([thumbs, thumbs[1:3] + np.float32(0.01)])) == [[1, 4], [2, 5]]
+
+
 def test_an_inspection_tells_counts_sizes_forms_broken_files_classes_and_groups(tmp_path):
     for i, size in enumerate([(10, 20), (30, 20), (12, 40)]):
         (tmp_path / "cat").mkdir(exist_ok=True)
