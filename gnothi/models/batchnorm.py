@@ -47,9 +47,10 @@ class SyncBatchNorm(_BatchNorm):
 
     def _synchronised(self, input: Tensor) -> Tensor:
         axes = [0, *range(2, input.ndim)]
-        moments = torch.stack([input.mean(axes), input.square().mean(axes)])  # [2, C]
-        mean, square = _MeanOverProcesses.apply(moments)
-        var = (square - mean.square()).clamp(min=0)
+        shape = [1, -1, *[1] * (input.ndim - 2)]
+        mean = _MeanOverProcesses.apply(input.mean(axes))
+        centred = input - mean.view(shape)  # first the mean, then the deviations: their squares would cancel in float32
+        var = _MeanOverProcesses.apply(centred.square().mean(axes))
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             n = input.numel() // input.shape[1] * world()
             with torch.no_grad():
@@ -57,12 +58,10 @@ class SyncBatchNorm(_BatchNorm):
                 self.running_var.lerp_(var.detach() * n / (n - 1), self.momentum or 0.1)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
-        shape = [1, -1, *[1] * (input.ndim - 2)]
         scale = (var + self.eps).rsqrt()
-        if self.affine:
-            scale = scale * self.weight
-        shift = -mean * scale + (self.bias if self.affine else 0)
-        return input * scale.view(shape) + shift.view(shape)
+        if not self.affine:
+            return centred * scale.view(shape)
+        return centred * (scale * self.weight).view(shape) + self.bias.view(shape)
 
 
 def synchronise(module: nn.Module) -> None:
