@@ -218,6 +218,7 @@ def test_closing_ends_the_processes_and_a_later_call_starts_them_again(folder):
     helped = batches(Files(folder, 20), workers=2)
     first = helped(0)
     children = [p.pid for p in helped._ready._workers]
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # torch's would raise in the middle of a training step
     helped.close()
     assert not any(alive(pid) for pid in children)
     assert same(helped(0), first)
