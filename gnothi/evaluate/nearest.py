@@ -109,7 +109,7 @@ def predict(
     memory: int = 1 << 28,
 ) -> tuple[Predictions, str]:
     """The votes behind ``knn``, row by row, and the protocol in words."""
-    known, asked = _labels(train, train_labels, "train"), _labels(test, test_labels, "test")
+    known, asked = labels_of(train, train_labels, "train"), labels_of(test, test_labels, "test")
     alone = train is test if leave_one_out is None else leave_one_out
     _check(k, temperature, distance, train, test, alone)
     voters = len(train) - alone
@@ -202,7 +202,8 @@ def _features(x: Array, start: int, stop: int, device: torch.device, distance: s
     return F.normalize(block, dim=1) if distance == "cosine" else block
 
 
-def _labels(x: Array, labels: Array, what: str) -> np.ndarray:
+def labels_of(x: Array, labels: Array, what: str) -> np.ndarray:
+    """[N] int64 labels, as many as there are features."""
     labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels).astype(np.int64)
     if len(labels) != len(x):
         raise DataError(f"{what} features and labels must be of one length, got {len(x)} and {len(labels)}")

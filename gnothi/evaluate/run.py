@@ -1,0 +1,204 @@
+"""Measure encoders by name on data by name: splits, features, classifier, intervals and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gnothi.contracts import DataError, SettingError, Source, did_you_mean
+from gnothi.data import DataSpec, holdout, splits
+from gnothi.data import open as open_data
+from gnothi.encoders import Encoder, features, load
+from gnothi.encoders.encoder import Progress
+from gnothi.evaluate import nearest
+from gnothi.evaluate.linear import Rows
+from gnothi.evaluate.linear import predict as predict_linear
+from gnothi.evaluate.result import Predictions, Result, accuracy, paired
+
+FRACTION = 0.2
+"""Held out for testing where the data has no split of its own."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Labelled rows of a source."""
+
+    source: Source
+    rows: np.ndarray
+    """[N] int64."""
+    labels: np.ndarray
+    """[N] int64, numbered over the classes of both parts."""
+    words: str
+
+
+def run(
+    kind: str,
+    encoders: Sequence[str | Encoder],
+    data: str | Source,
+    test: str | Source | None = None,
+    *,
+    settings: DataSpec = DataSpec(),  # noqa: B008
+    seed: int = 0,
+    cache: str | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[Result]:
+    """Measure encoders on the same rows.
+
+    Args:
+        kind: "knn" or "linear".
+        encoders: names, or encoders; the first is the one that the others are compared with.
+        data: what to train the classifier on; where it has test rows of its own and names no split, they are the test.
+        test: what to test on. By default the data's own test split, else a part held out of ``data`` by ``seed``, by class and never through a group.
+        settings: of the data, where it is named.
+        seed: of every choice: the held-out parts, weights and order of "sgd".
+        cache: folder of the stored features; see ``encoders.features``.
+        device: where encoders compute.
+        progress: told how many images of an encoder are embedded.
+        options: of the kind: k, temperature, distance or preset; protocol and fraction.
+
+    Returns:
+        One result an encoder, in order. ``details["paired"]`` of all but the first: the difference to the first with its interval.
+
+    Raises:
+        SettingError: there is no such kind or option.
+        DataError: there are no labels, or too few rows.
+        EncoderError: an encoder cannot be opened or does not take such images.
+    """
+    if kind not in KINDS:
+        raise SettingError(f"evaluate must be {' or '.join(KINDS)}, got {kind!r}; {did_you_mean(kind, KINDS)}")
+    options = _options(kind, options)
+    opened = [load(e, device) if isinstance(e, str) else e for e in encoders]
+    train, tested, names, words = _parts(data, test, settings, seed)
+    results: list[Result] = []
+    first: tuple[Encoder, np.ndarray, np.ndarray] | None = None
+    for encoder in opened:
+        x, y = (_vectors(encoder, part, cache, progress) for part in (train, tested))
+        good, whole = ~np.isnan(x[:, 0]), ~np.isnan(y[:, 0])
+        predictions, protocol, details = KINDS[kind](_Task(x[good], y[whole], train, tested, good, whole, names, seed), options)
+        if not (good.all() and whole.all()):
+            protocol += f", {(~good).sum() + (~whole).sum()} unreadable images left out"
+        if first is None:
+            first = encoder, tested.rows[whole], predictions.correct
+        else:
+            details["paired"] = _against(first, tested.rows[whole], predictions.correct)
+        results.append(accuracy(kind, predictions, f"{protocol}; {words}", encoder=encoder.name, seeds=(seed,), **details))
+    return results
+
+
+def _vectors(encoder: Encoder, part: Part, cache: str | None, progress: Progress | None) -> np.ndarray:
+    vectors = features(encoder, part.source, cache=cache, progress=progress)[part.rows]
+    if np.isnan(vectors[:, 0]).all():
+        raise DataError(f"none of the {len(part.rows)} images of {part.words} can be read, the first is {part.source.name(int(part.rows[0]))}")
+    return vectors
+
+
+def _against(first: tuple[Encoder, np.ndarray, np.ndarray], rows: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    encoder, its_rows, its_correct = first
+    _, mine, its = np.intersect1d(rows, its_rows, assume_unique=True, return_indices=True)
+    return {"against": encoder.name, **asdict(paired(correct[mine], its_correct[its]))}
+
+
+# ---- the kinds -----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Task:
+    x: np.ndarray
+    y: np.ndarray
+    train: Part
+    test: Part
+    good: np.ndarray
+    """Readable rows of ``train``."""
+    whole: np.ndarray
+    """Readable rows of ``test``."""
+    names: tuple[str, ...]
+    seed: int
+
+    @property
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.train.labels[self.good], self.test.labels[self.whole]
+
+    @property
+    def same(self) -> bool:
+        return self.train.source.fingerprint() == self.test.source.fingerprint() and np.array_equal(self.train.rows, self.test.rows)
+
+
+def _knn(task: _Task, options: dict[str, Any]) -> tuple[Predictions, str, dict[str, Any]]:
+    known, asked = task.labels
+    predictions, protocol = nearest.predict(task.x, known, task.y, asked, leave_one_out=task.same, names=task.names, **options)
+    return predictions, protocol, {}
+
+
+def _linear(task: _Task, options: dict[str, Any]) -> tuple[Predictions, str, dict[str, Any]]:
+    if task.same:
+        raise DataError(f"{task.train.words} is both training and test data; a linear classifier would only be asked what it was told")
+    known, asked = task.labels
+    groups = None if task.train.source.groups is None else task.train.source.groups[task.train.rows][task.good]
+    return predict_linear(task.x, known, task.y, asked, groups=groups, seed=task.seed, names=task.names, **options)
+
+
+KINDS: dict[str, Callable[[_Task, dict[str, Any]], tuple[Predictions, str, dict[str, Any]]]] = {"knn": _knn, "linear": _linear}
+OPTIONS: dict[str, tuple[str, ...]] = {"knn": ("k", "temperature", "distance", "preset", "memory"), "linear": ("protocol", "fraction")}
+
+
+def _options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    for word in options:
+        if word not in OPTIONS[kind]:
+            raise SettingError(f"{word}: {kind} has no such option; {did_you_mean(word, OPTIONS[kind])}")
+    named = options.get("preset")
+    given = {k: v for k, v in options.items() if k != "preset" and v is not None}
+    return given if named is None else asdict(nearest.preset(named)) | given
+
+
+# ---- the rows ------------------------------------------------------------------------------------
+def _parts(data: str | Source, test: str | Source | None, settings: DataSpec, seed: int) -> tuple[Part, Part, tuple[str, ...], str]:
+    """Training and test rows, the classes of both, and in words where they come from."""
+    source, title = _open(data, settings), data if isinstance(data, str) else "the source"
+    if test is None and isinstance(data, str) and _own_test(data, settings):
+        test = f"{data}@{_own_test(data, settings)}"
+        title = f"{data}@train"
+    if test is not None:
+        other, other_title = _open(test, settings), test if isinstance(test, str) else "the test source"
+        names = _classes(source, other)
+        train = _labelled(source, np.arange(len(source)), names, title)
+        tested = _labelled(other, np.arange(len(other)), names, other_title)
+        return train, tested, names, f"trained on {train.words}, tested on {tested.words}"
+    names = _classes(source, source)
+    everything = _labelled(source, np.arange(len(source)), names, title)
+    groups = None if source.groups is None else source.groups[everything.rows]
+    kept, held = holdout(Rows(everything.labels, groups), FRACTION, seed)
+    train, tested = (replace(everything, rows=everything.rows[rows], labels=everything.labels[rows]) for rows in (kept, held))
+    by = "class" if source.groups is None else "class and whole groups"
+    return train, tested, names, f"{everything.words}: tested on {len(held)} rows held out by {by} (seed {seed}), trained on the other {len(kept)}"
+
+
+def _open(data: str | Source, settings: DataSpec) -> Source:
+    return open_data(data, settings=settings) if isinstance(data, str) else data
+
+
+def _own_test(data: str, settings: DataSpec) -> str | None:
+    """The data's own test split; None where it has none, or where the name says which split is meant."""
+    known = splits(data, settings)
+    named = any(data.endswith("@" + word) for word in known)
+    return None if named else next((word for word in ("test", "val") if word in known and "train" in known), None)
+
+
+def _classes(a: Source, b: Source) -> tuple[str, ...]:
+    for source in (a, b):
+        if source.labels is None or source.classes is None or not (source.labels >= 0).any():
+            raise DataError("measuring needs labels, these images have none; put them in a folder a class, or name a CSV with data.labels")
+    assert a.classes is not None and b.classes is not None
+    return a.classes + tuple(name for name in b.classes if name not in a.classes)
+
+
+def _labelled(source: Source, rows: np.ndarray, names: tuple[str, ...], title: str) -> Part:
+    """The rows that have a label, numbered by the name of the class: two folders need not number theirs alike."""
+    assert source.labels is not None and source.classes is not None
+    place = np.array([names.index(name) for name in source.classes], dtype=np.int64)
+    rows = rows[source.labels[rows] >= 0]
+    missing = len(source) - len(rows)
+    words = f"{title} ({len(rows)} images" + (f", {missing} without a label left out)" if missing else ")")
+    return Part(source, rows, place[source.labels[rows]], words)
