@@ -1,0 +1,136 @@
+"""Writes what is generated in README.md and docs/: tables from committed results, settings from their specs, help texts.
+
+    python docs/write.py [--check]
+
+Between `<!-- NAME -->` and `<!-- end NAME -->` stands what the function NAME of this file returns; --check says what is out of date and leaves with 1.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from gnothi.auxiliary import AUXILIARIES
+from gnothi.cli import cli
+from gnothi.methods import METHODS
+from gnothi.recipes.named import RECIPES
+from gnothi.recipes.spec import names
+from gnothi.recipes.views import VIEWS
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results"
+
+
+def results(name: str) -> list[dict]:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def interval(row: dict | None) -> str:
+    return "" if row is None else f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+
+
+def photos_methods() -> str:
+    rows = results("photos_methods")
+    encoders = list(dict.fromkeys(r["encoder"] for r in rows))
+    lines = ["| encoder | k-NN | linear | training |", "|---|---|---|---|"]
+    for encoder in encoders:
+        of = {r["metric"]: r for r in rows if r["encoder"] == encoder and r["seeds"] == [0]}
+        seconds = of["knn"].get("seconds")
+        trained = f"{seconds:.0f} s, {of['knn']['verdict']}" if seconds and encoder in METHODS else ""
+        lines.append(f"| {encoder} | {interval(of.get('knn'))} | {interval(of.get('linear'))} | {trained} |")
+    n = rows[0]["n"] if rows else 0
+    about = f"n = {n} test tiles of 16 photographs, 95 % intervals, seed 0, last epoch."
+    return "\n".join([*lines, "", about])
+
+
+def settings() -> str:
+    parts = []
+    shared = {k: v for k, v in names({}).items() if not k.startswith("method.")}
+    parts.append(rows_of(shared))
+    for method in METHODS:
+        own = {k: v for k, v in names({"method": {"name": method}}).items() if k.startswith("method.") and k != "method.name"}
+        parts.append(f"### method: {method}\n{rows_of(own)}")
+    for name, (spec, _) in AUXILIARIES.items():
+        own = {f"auxiliary.{name}.{k}": v for k, v in spec.model_fields.items()}
+        parts.append(f"### auxiliary: {name}\n{rows_of(own)}")
+    return "\n\n".join(parts)
+
+
+def rows_of(fields: dict) -> str:
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in fields.items():
+        default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True), default=str)
+        default = default if len(default) < 40 else "..."
+        lines.append(f"| `{name}` | {default} | {' '.join((field.description or '').split()).replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
+
+
+def recipes() -> str:
+    return "\n".join(["| recipe | for |", "|---|---|", *(f"| `{k}` | {v.about} |" for k, v in RECIPES.items())])
+
+
+def view_recipes() -> str:
+    return "\n".join(["| view recipe | what it does |", "|---|---|", *(f"| `{k}` | {' '.join((v.__doc__ or '').split())} |" for k, v in VIEWS.items())])
+
+
+def verbs() -> str:
+    runner = CliRunner()
+    parts = []
+    for path in [[], *([name] for name in cli.commands), *(["evaluate", name] for name in cli.commands["evaluate"].commands)]:
+        text = runner.invoke(cli, [*path, "--help"], prog_name="gnothi", terminal_width=100).output.rstrip()
+        parts.append(f"## gnothi {' '.join(path)}".rstrip() + f"\n```\n{text}\n```")
+    return "\n\n".join(parts)
+
+
+def files() -> str:
+    lines = []
+    for path in sorted(ROOT.glob("gnothi/**/*.py"), key=lambda p: (str(p.parent), p.name)):
+        about = re.match(r'r?"""(.+?)(?:"""|\n)', path.read_text(), re.S)
+        if path.name != "__init__.py" and about:
+            lines.append(f"{path.relative_to(ROOT)!s:<34}{about[1].strip()}")
+    return "\n".join(["```", *lines, "```"])
+
+
+def reading() -> str:
+    """Files and lines from data to step, for SimCLR on images in memory."""
+    read = (
+        "contracts randomness distributed schedules losses data/arrays data/order views/crops views/photometric views/loading views/batches models/micro "
+        "models/heads methods/method methods/simclr training/objective training/optimisers training/learner"
+    ).split()
+    counts = {name: len((ROOT / "gnothi" / f"{name}.py").read_text().splitlines()) for name in read}
+    return f"{len(counts)} files and {sum(counts.values()):,} lines: " + ", ".join(f"{k} ({v})" for k, v in counts.items()) + "."
+
+
+WRITERS: dict[str, Callable[[], str]] = {f.__name__: f for f in (photos_methods, settings, recipes, view_recipes, verbs, files, reading)}
+
+
+def written(text: str) -> str:
+    """A page with every generated part made anew."""
+    for name, write in WRITERS.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        if begin in text:
+            front, _, rest = text.partition(begin)
+            text = f"{front}{begin}\n{write()}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def main() -> int:
+    stale = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        old = page.read_text()
+        if (new := written(old)) != old:
+            stale.append(str(page.relative_to(ROOT)))
+            if "--check" not in sys.argv:
+                page.write_text(new)
+    print("\n".join(stale) or "everything is up to date")
+    return int("--check" in sys.argv and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
