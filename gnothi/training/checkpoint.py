@@ -82,7 +82,7 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor], about: dict[str, 
 
 def list_of(folder: Path) -> list[Path]:
     """All checkpoints of a run, oldest first."""
-    return sorted(folder.glob(PATTERN))
+    return sorted(folder.glob(PATTERN), key=step_of)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

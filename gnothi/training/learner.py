@@ -273,6 +273,7 @@ class Learner:
             self.progress.update(self.number, {line["metric"]: line["value"]})
         self.progress.update(self.number, line if line["kind"] == "train" else None)
         if self.folder is not None and distributed.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             for sink in self.sinks:

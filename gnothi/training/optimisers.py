@@ -87,7 +87,11 @@ def build(spec: OptimiserSpec, module: nn.Module, groups: tuple[Group, ...]) -> 
         return torch.optim.AdamW(params, lr=lr, betas=spec.betas, fused=True)
     if spec.name == "lars":
         return LARS(params, lr=lr, momentum=spec.momentum, trust=spec.trust)
-    return torch.optim.SGD(params, lr=lr, momentum=spec.momentum, fused=True)
+    sgd = torch.optim.SGD(params, lr=lr, momentum=spec.momentum, fused=True)
+    for p in (p for group in sgd.param_groups for p in group["params"]):
+        # Fused steps fail where a tensor's first gradient comes later than its group's, as that of a layer frozen at first does.
+        sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def set_rates(optimiser: torch.optim.Optimizer, spec: OptimiserSpec, progress: float, warm_up: float) -> tuple[float, float]:
