@@ -9,9 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnothi.contracts import Block, Encoding, Step, Views, Want
+from gnothi.auxiliary import Auxiliary, AuxiliarySpec
+from gnothi.contracts import Block, Carry, Encoding, Outputs, Step, Views, Want
 from gnothi.methods import METHODS, Method
 from gnothi.randomness import generator, seeded
+from gnothi.training.learner import Learner, TrainingSpec
+from gnothi.training.objective import Objective
+from gnothi.training.optimisers import OptimiserSpec
 
 NAMES = tuple(METHODS)
 MULTI_CROP = tuple(name for name, (_, method) in METHODS.items() if method.multi_crop)
@@ -91,11 +95,6 @@ def views(b: int = 6, n_local: int = 0, *, size: int = 16, local: int = 8, seed:
     return Views(images, torch.cat([corner, sides], -1), flips, turns, 2, torch.randperm(100, generator=g)[:b])
 
 
-def many_views(total: int, b: int, n_local: int = 0, dtype: torch.dtype = torch.float64) -> list[Views]:
-    """Views of several steps."""
-    return [views(b, n_local, seed=1000 + i, dtype=dtype) for i in range(total)]
-
-
 def step(number: int = 3, total: int = 10, seed: int = 0) -> Step:
     return Step(seed, number, total)
 
@@ -108,3 +107,54 @@ def parameters(module: nn.Module) -> dict[str, Tensor]:
 def spherical(n: int, width: int, seed: int = 0) -> Tensor:
     """[n, width] float64 noise."""
     return torch.randn(n, width, generator=generator(seed, "noise"), dtype=torch.float64)
+
+
+# ---- training -----------------------------------------------------------------------------------
+class Nudge(Auxiliary):
+    """Pulls pooled features to a learned vector, with noise it asks for, and remembers their mean."""
+
+    name = "nudge"
+
+    def __init__(self, method: Method, spec: AuxiliarySpec) -> None:
+        super().__init__(method, spec)
+        self.centre = nn.Parameter(torch.ones(method.backbone.width))
+        self.register_buffer("memory", torch.zeros(method.backbone.width))
+        self.memory: Tensor
+
+    def draw(self, rows: int, step: Step) -> Tensor:
+        return torch.randn(rows, generator=step.generator("nudge"))
+
+    def forward(self, method: Method, views: Views, outputs: Outputs, step: Step) -> tuple[dict[str, Tensor], Carry]:
+        pooled = outputs.online[0].encoding.pooled
+        noise = views.drawn["nudge"].to(pooled.dtype)[:, None]
+        return {"nudge": (pooled - self.centre + noise).square().mean()}, Carry(sums={"seen": pooled.detach().mean(0)})
+
+    def after_step(self, method: Method, carry: Carry, step: Step) -> None:
+        self.memory.lerp_(carry.sums["seen"], 0.1)
+
+
+class Feed:
+    """Batches by step number, of noise; the same step gives the same views. ``met`` lists the steps asked for."""
+
+    def __init__(self, b: int = 8, n_local: int = 0, dtype: torch.dtype = torch.float32, part: slice = slice(None)) -> None:
+        self.b, self.n_local, self.dtype, self.part = b, n_local, dtype, part
+        self.met: list[int] = []
+
+    def __call__(self, number: int) -> Views:
+        self.met.append(number)
+        return views(self.b, self.n_local, seed=1000 + number, dtype=self.dtype).rows(self.part)
+
+
+def learner(
+    objective: Objective,
+    feed: Callable[[int], Views],
+    *,
+    total: int = 8,
+    optimiser: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    **more: Any,
+) -> Learner:
+    """A Learner of few steps: SGD with momentum and decay, everything logged."""
+    spec = TrainingSpec(**{"log_every": "3 steps", "health_every": "2 steps", "checkpoint_every": "3 steps", **(training or {})})
+    rates = OptimiserSpec(**{"name": "sgd", "lr": 0.05, "weight_decay": 0.01, "warm_up": "2 steps", **(optimiser or {})})
+    return Learner(objective, feed, spec=spec, optimiser=rates, total=total, per_epoch=2, seed=0, **more)
