@@ -304,7 +304,8 @@ def measure(
 
     spec = load_spec(merge({"data": {"name": data}}, parse(assignments))).data
     settings = {k: v for k, v in settings.items() if v is not None}
-    results = evaluation.run(kind, encoders, data, test, spec=spec, device=device, **settings)
+    with counted("embedding", not as_json) as progress:
+        results = evaluation.run(kind, encoders, data, test, settings=spec, device=device, progress=progress, **settings)
     rows = [r.to_dict() for r in results]
     told(as_json, rows[0] if len(rows) == 1 else {"results": rows}, lambda: evaluation.table(results))
 
@@ -342,14 +343,13 @@ def embed(encoder: str, data: str, out: str, device: str | None, assignments: tu
     \b
     gnothi embed runs/mine my-images --out features.parquet
     """
-    from gnothi import data as sources
     from gnothi import encoders
     from gnothi.recipes.spec import load as load_spec
     from gnothi.recipes.spec import merge, parse
 
     settings = load_spec(merge({"data": {"name": data}}, parse(assignments))).data
     with counted("embedding", not as_json) as progress:
-        done = encoders.embed(encoders.load(encoder, device), sources.open(data, settings=settings), out, progress=progress)
+        done = encoders.embed(encoder, data, out, settings=settings, device=device, progress=progress)
     told(as_json, done, lambda: f"{done['n']} vectors of {done['dim']} numbers in {done['out']}" + left_out(done["broken"]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,6 @@ def measure(folder: Path) -> list[Result]:
     results = []
     for metric in ("knn", "linear"):
         for result in evaluate.run(metric, list(names), f"{DATA}@train", f"{DATA}@test"):
-            results.append(result.called(names[result.encoder]))
+            results.append(replace(result, encoder=names[result.encoder]))
     checkpoint.write_text(folder / "results.json", json.dumps([r.to_dict() for r in results], indent=1))
     return results

@@ -1,0 +1,1 @@
+"""Crops and colours of a batch, drawn and applied apart."""
