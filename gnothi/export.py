@@ -22,7 +22,7 @@ from gnothi.contracts import DataError, EncoderError, Pixels, RunError, SettingE
 from gnothi.data import open as open_data
 from gnothi.encoders import Encoder, load
 from gnothi.encoders.network import NetworkEncoder
-from gnothi.models.backbone import TimmForm, timm_form
+from gnothi.models.backbone import BackboneSpec, TimmForm, timm_form
 from gnothi.models.weights import weights
 
 TOLERANCE = 1e-5
@@ -168,17 +168,24 @@ def _pixels(network: NetworkEncoder) -> Pixels:
     return replace(network.pixels, high=255.0) if network.any_range else network.pixels
 
 
-def _write(folder: Path, network: NetworkEncoder, form: TimmForm, onnx: bool) -> None:
-    from safetensors.torch import save_file
+def _architecture(spec: BackboneSpec) -> BackboneSpec:
+    # The same network without a download, whose ResNets keep their own stem, and without the token that only training needs.
+    plain = {"pretrained": False, "stem": spec.stem or "plain"} if spec.pretrained else {}
+    return spec.model_copy(update={"mask_token": False, **plain})
 
-    save_file({k: v.contiguous().clone() for k, v in weights(network.backbone).items()}, folder / "model.safetensors")
+
+def _write(folder: Path, network: NetworkEncoder, form: TimmForm, onnx: bool) -> None:
+    from safetensors.torch import save
+
+    tensors = {k: v.contiguous().clone() for k, v in weights(network.backbone).items()}
+    (folder / "model.safetensors").write_bytes(save(tensors))
     pixels = _pixels(network)
     config = {
         "format": "gnothi-export",
         "gnothi": gnothi.__version__,
         "encoder": network.name,
         "fingerprint": network.fingerprint,
-        "backbone": network.spec.model_copy(update={"mask_token": False, "pretrained": False}).model_dump(mode="json"),
+        "backbone": _architecture(network.spec).model_dump(mode="json"),
         "channels": network.channels,
         "size": network.size,
         "pixels": {"low": pixels.low, "high": pixels.high, "mean": list(pixels.mean), "std": list(pixels.std)},
@@ -200,6 +207,7 @@ def _card(network: NetworkEncoder, form: TimmForm, pixels: Pixels, onnx: bool) -
     text = CARD.format(
         title=f"{network.spec.name}, {network.dim} numbers an image",
         parameters=f"{sum(p.numel() for p in network.backbone.parameters()):,}",
+        encoder=network.name,
         name=form.name,
         arguments=form.arguments,
         stem=stem,
@@ -220,8 +228,9 @@ def _card(network: NetworkEncoder, form: TimmForm, pixels: Pixels, onnx: bool) -
 
 CARD = """# {title}
 
-An image encoder learned without labels by gnothi {version}: {parameters} parameters.
-It takes images of {channels} channels with numbers from {low:g} to {high:g}. Each image is brought to {size} x {size} pixels ({resize}), scaled to [0, 1] and standardised by channel. Fingerprint {fingerprint}.
+An image encoder of {parameters} parameters, written by gnothi {version} from {encoder}.
+It takes images of {channels} channels with numbers from {low:g} to {high:g}. Each image is brought to {size} x {size} pixels
+({resize}), scaled to [0, 1] and standardised by channel. Fingerprint {fingerprint}.
 
 In gnothi, the path of this folder is the name of the encoder. Without gnothi, in this folder:
 
@@ -248,7 +257,8 @@ Where the long side exceeds the short one by an odd number of pixels, gnothi cut
 """
 
 CARD_ONNX = """
-`model.onnx` holds the preprocessing as well, for any number of images of any one size: `images` [N, {channels}, H, W] of {kind} give `vectors` [N, {dim}].
+`model.onnx` holds the preprocessing as well, for any number of images of any one size:
+`images` [N, {channels}, H, W] of {kind} give `vectors` [N, {dim}].
 
 ```python
 import onnxruntime
@@ -358,16 +368,22 @@ def _parity(folder: Path, network: NetworkEncoder, images: list[Tensor], onnx: b
 
 def _difference(reader: str, expected: dict[str, np.ndarray], said: Any) -> dict[str, float]:
     largest = max(float(np.abs(said[f"{reader}.{k}"] - v).max()) for k, v in expected.items())
-    return {"largest": largest, "relative": largest / max(float(np.abs(v).max()) for v in expected.values())}
+    scale = max(float(np.abs(v).max()) for v in expected.values())
+    return {"largest": largest, "relative": largest / max(scale, float(np.finfo(np.float32).tiny))}
 
 
 def _given(network: NetworkEncoder, images: list[Tensor]) -> dict[str, Tensor]:
-    # The central squares differ by half a pixel where the sides differ by an odd number (the card says so), hence one row or column less there.
+    """Single images at their own size, those of the first one's size as a batch, and six of them side by side, which has to be cut and resized."""
     kind = input_type(_pixels(network))
-    even = []
-    for image in images:
-        height, width = image.shape[-2:]
-        odd = (height - width) % 2
-        even.append(image[:, : height - (odd and height > width), : width - (odd and width > height)].to(kind).contiguous())
+    even = [_evenly(image).to(kind) for image in images]
     same = [i for i in even if i.shape == even[0].shape]
-    return {f"image{i}": image[None] for i, image in enumerate(even)} | {"batch": torch.stack(same)}
+    six = [same[i % len(same)] for i in range(6)]
+    mosaic = _evenly(torch.cat([torch.cat(six[:3], 2), torch.cat(six[3:], 2)], 1))
+    return {f"image{i}": image[None] for i, image in enumerate(even)} | {"batch": torch.stack(same), "mosaic": mosaic[None]}
+
+
+def _evenly(image: Tensor) -> Tensor:
+    # Where the sides differ by an odd number the central squares differ by half a pixel (the card says so): a row or column less there.
+    height, width = image.shape[-2:]
+    odd = (height - width) % 2
+    return image[:, : height - odd * (height > width), : width - odd * (width > height)]
