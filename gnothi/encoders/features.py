@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,12 +44,13 @@ def features(
     Returns:
         [N, D] float32, memory-mapped and read-only; a row of NaN for each image that cannot be read.
     """
-    source = source if rows is None else Subset(source, rows)
-    path = folder(cache) / f"{encoder.fingerprint}-{source.fingerprint()}.npy"
-    shape = (len(source), encoder.width(source.channels))
+    chosen = source if rows is None else Subset(source, rows)
+    path = folder(cache) / f"{encoder.fingerprint}-{chosen.fingerprint()}.npy"
+    shape = (len(chosen), encoder.width(source.channels))
     found = _read(path, shape)
     if found is None:
-        _write(path, shape, encoder, source, progress)
+        about = {"encoder": encoder.name, "encoder_fingerprint": encoder.fingerprint, "source_fingerprint": chosen.fingerprint(), "shape": shape}
+        _write(path, shape, encoder.blocks(source, rows, progress), about)
         found = _read(path, shape)
     assert found is not None
     return found
@@ -68,17 +70,16 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     return None
 
 
-def _write(path: Path, shape: tuple[int, int], encoder: Encoder, source: Source, progress: Progress | None) -> None:
+def _write(path: Path, shape: tuple[int, int], blocks: Iterator[np.ndarray], about: dict[str, Any]) -> None:
     def fill(temporary: Path) -> None:
         vectors = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
         start = 0
-        for block in encoder.blocks(source, progress=progress):
+        for block in blocks:
             vectors[start : start + len(block)] = block
             start += len(block)
         vectors.flush()
 
     replace_file(path, fill)
-    about = {"encoder": encoder.name, "encoder_fingerprint": encoder.fingerprint, "source_fingerprint": source.fingerprint(), "shape": shape}
     write_text(path.with_suffix(".json"), json.dumps(about | {"digest": digest(path)}))
 
 
