@@ -127,10 +127,12 @@ class Nudge(Auxiliary):
     def forward(self, method: Method, views: Views, outputs: Outputs, step: Step) -> tuple[dict[str, Tensor], Carry]:
         pooled = outputs.online[0].encoding.pooled
         noise = views.drawn["nudge"].to(pooled.dtype)[:, None]
-        return {"nudge": (pooled - self.centre + noise).square().mean()}, Carry(sums={"seen": pooled.detach().mean(0)})
+        return {"nudge": (pooled - self.centre + noise).square().mean()}, Carry(
+            sums={"seen": pooled.detach().sum(0), "count": pooled.new_tensor(len(pooled))}
+        )
 
     def after_step(self, method: Method, carry: Carry, step: Step) -> None:
-        self.memory.lerp_(carry.sums["seen"], 0.1)
+        self.memory.lerp_(carry.sums["seen"] / carry.sums["count"], 0.1)
 
 
 class Feed:

@@ -209,9 +209,11 @@ class Learner:
 
     def _check(self, terms: dict[str, Tensor]) -> None:
         """Stop at a term that is not finite: at once on a CPU, at the next line of metrics elsewhere, where a look costs a wait."""
-        for name, value in terms.items():
-            if value.device.type == "cpu" and not math.isfinite(float(value)):
-                raise RunError(self._not_finite(name, float(value)))
+        if next(iter(terms.values())).device.type == "cpu":
+            values = distributed.mean(torch.stack([v.double() for v in terms.values()]))  # all processes stop, not one
+            for name, value in zip(terms, values.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise RunError(self._not_finite(name, value))
 
     def _not_finite(self, name: str, value: float) -> str:
         saved = checkpoint.newest(self.folder) if self.folder else None
