@@ -71,7 +71,7 @@ def _weights(init: str) -> dict[str, Tensor]:
     return backbones.weights(encoder.backbone)
 
 
-def batches(resolved: Resolved, objective: Objective, first: int = 0) -> Batches:
+def batches(resolved: Resolved, objective: Objective) -> Batches:
     """The views of every step."""
     s = resolved.spec
     return Batches(
@@ -82,7 +82,6 @@ def batches(resolved: Resolved, objective: Objective, first: int = 0) -> Batches
         pixels=resolved.pixels,
         device=resolved.device,
         workers=resolved.workers,
-        first_step=first,
         total=resolved.total,
         extra={n: a.crops() for n, a in objective.auxiliaries.items() if a.crops()},
         broken_fraction=s.data.broken_fraction,
@@ -182,34 +181,35 @@ def train(
     where = device_of(device)
     distributed.start(where)
     folder = Path(out) if out is not None else None
-    if resume and folder is not None and (folder / "spec.json").exists():
-        resolved = _again(folder, data, settings)
-    else:
+    if folder is None or not (folder / "spec.json").exists():
         resolved = resolve(data, recipe_name=recipe, settings=settings, device=device)
         folder = folder or Path("runs") / f"{Path(data.partition('@')[0]).stem}-{resolved.spec.method.name}"
-        if (folder / "spec.json").exists() and not resume:
+    if (folder / "spec.json").exists():
+        if not resume:
             raise SettingError(f"{folder} is a run already; --resume goes on with it, --out takes another folder")
+        resolved, init = _again(folder, data, settings, init)
     distributed.barrier()  # nobody writes before all have looked whether the folder is taken
     with _owned(folder):
         return _run(resolved, folder, init, progress)
 
 
-def _again(folder: Path, data: str, settings: Mapping[str, Any] | None) -> Resolved:
-    """The run of a folder as it was resolved when it began; refused where data or settings changed."""
+def _again(folder: Path, data: str, settings: Mapping[str, Any] | None, init: str | None) -> tuple[Resolved, str | None]:
+    """The run of a folder as it was resolved when it began, and what it began from; refused where data or settings changed."""
     record = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
     old, derived = record["settings"], record["derived"]
-    threads = {"training": {"threads": derived["threads"], "workers": derived["workers"]}}
-    resolved = resolve(data, recipe_name=derived["recipe"], settings=spec.merge(old, threads), device=derived["device"])
-    for key, value in flat(settings or {}).items():
-        if value is not None and (had := flat(old).get(key)) != value:
-            raise SettingError(f"{folder} was begun with {key}={had}, not {value}; --resume keeps a run's settings, --out begins another")
     if data != old["data"]["name"]:
         raise DataError(f"{folder} was begun with {old['data']['name']}, not {data}; --resume keeps a run's data")
+    before, now = flat(old), flat(spec.load(spec.merge(old, settings or {})).model_dump(mode="json"))
+    for key, had, value in [("--init", record["init"], init or record["init"]), *((k, before.get(k), v) for k, v in now.items())]:
+        if had != value:
+            raise SettingError(f"{folder} was begun with {key}={had}, not {value}; --resume keeps a run's settings, --out begins another")
+    threads = {"training": {"threads": derived["threads"], "workers": derived["workers"]}}
+    resolved = resolve(data, recipe_name=derived["recipe"], settings=spec.merge(old, threads), device=derived["device"])
     if resolved.source.fingerprint() != record["source"]["fingerprint"]:
         raise DataError(
             f"{data} is not as it was when {folder} began ({record['source']['n']} images then, {len(resolved.source)} now); --out begins another run"
         )
-    return resolved
+    return resolved, record["init"]
 
 
 def flat(settings: Mapping[str, Any], under: str = "") -> dict[str, Any]:
@@ -254,8 +254,10 @@ def _run(resolved: Resolved, folder: Path, init: str | None, progress: Progress 
     )
     saved = checkpoint.newest(folder, warn=lambda text: print(text, file=sys.stderr))
     if distributed.rank() == 0:
-        checkpoint.write_text(folder / "spec.json", json.dumps(resolved.record() | {"init": init}, indent=1))
+        checkpoint.write_text(folder / "spec.json", json.dumps({**resolved.record(), "init": init}, indent=1))
         checkpoint.write_text(folder / "environment.json", json.dumps(environment(), indent=1))
+        for left in folder.glob(".*.tmp"):
+            left.unlink()  # half a file, of a run that was killed
         if saved is None:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
     distributed.barrier()

@@ -167,7 +167,7 @@ def test_resuming_at_a_step_gives_the_views_of_the_unbroken_run(kind, folder):
     source = array() if kind == "array" else Files(folder, 20)
     unbroken = batches(source)
     all_of_them = [unbroken(step) for step in range(6)]
-    resumed = batches(source, first_step=4)
+    resumed = batches(source)
     assert all(same(resumed(step), all_of_them[step]) for step in (4, 5))
     assert same(resumed(1), all_of_them[1])  # steps may be asked for in any order
 
@@ -210,14 +210,14 @@ class SpawnSource(Source):
 
 
 def test_what_a_loader_process_gets_can_be_pickled(folder):
-    loader = batches(Files(folder, 20)).loader
+    loader = batches(Files(folder, 20)).cutter.items
     assert same(pickle.loads(pickle.dumps(loader))[3].images, loader[3].images)
 
 
 def test_closing_ends_the_processes_and_a_later_call_starts_them_again(folder):
     helped = batches(Files(folder, 20), workers=2)
     first = helped(0)
-    children = [p.pid for p in helped._ready._workers]
+    children = [p.pid for p in helped.cutter._ready._workers]
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # torch's would raise in the middle of a training step
     helped.close()
     assert not any(alive(pid) for pid in children)
@@ -244,7 +244,7 @@ import sys; sys.path.insert(0, {str(os.path.dirname(__file__))!r})
 from test_batches import SpawnSource, batches
 if __name__ == "__main__":
     b = batches(SpawnSource(), workers=2, total=10**6)
-    b(0); print(*[p.pid for p in b._ready._workers], flush=True)
+    b(0); print(*[p.pid for p in b.cutter._ready._workers], flush=True)
     for step in range(1, 10**6): b(step)
 """)
     run = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -263,7 +263,7 @@ def test_a_killed_loader_process_is_one_line(folder):
     helped = batches(Files(folder, 20), workers=1, total=10**6)
     helped(0)
     with pytest.raises(RunError, match="^a loader process ended unexpectedly.*fewer workers$"):
-        os.kill(helped._ready._workers[0].pid, signal.SIGKILL)
+        os.kill(helped.cutter._ready._workers[0].pid, signal.SIGKILL)
         for step in range(1, 50):
             helped(step)
 
