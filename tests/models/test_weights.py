@@ -1,5 +1,8 @@
 """Weights that go in and out, modules from Python, and what a network costs."""
 
+import re
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -117,3 +120,14 @@ def test_an_adopted_module_is_asked_only_for_what_it_has():
         adopt(nn.Flatten(2))
     with pytest.raises(SettingError, match="was given as 6, but it answers with 3072"):
         adopt(nn.Flatten(), width=6)(images())
+
+
+def test_the_page_on_backbones_says_what_is_so_and_its_example_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    for name, size in (("micro-resnet", 32), ("micro-vit", 32)):
+        backbone = build(BackboneSpec(name=name), 3, size, seed=0)
+        assert f"{parameters(backbone) / 1e6:.2f} M" in page and f"{flops(backbone, 3, size) / 1e9:.3f}" in page
+    code = re.findall(r"```python\n(.*?)```", page, re.S)[1]
+    assert len(code.splitlines()) < 60
+    exec(compile(code, "docs/backbones.md", "exec"), {})
+    assert "torch.Size([64, 64, 64])" in capsys.readouterr().out
