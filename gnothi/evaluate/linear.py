@@ -114,8 +114,7 @@ def predict(
     names: Sequence[str] | None = None,
 ) -> tuple[Predictions, str, dict[str, Any]]:
     """The probabilities behind ``linear``, row by row; the protocol in words; what was tried."""
-    if protocol not in PROTOCOLS:
-        raise SettingError(f"protocol must be {' or '.join(PROTOCOLS)}, got {protocol!r}; {did_you_mean(protocol, PROTOCOLS)}")
+    check(protocol, fraction)
     fits, refit, grid, words = PROTOCOLS[protocol]
     known, asked = labels_of(train, train_labels, "train"), labels_of(test, test_labels, "test")
     x, ids = _held(train, "train"), np.unique(known)
@@ -135,6 +134,14 @@ def predict(
     chosen = f"{best.setting:.2g} of {len(grid)} chosen on {len(held)} held-out training rows (seed {seed}), refitted on all {len(x)}"
     details = {"chosen": best.setting, "tried": [{"setting": t.setting, "accuracy": t.accuracy, "cross_entropy": t.cross_entropy} for t in tried]}
     return Predictions(np.searchsorted(everything, asked), scores, classes), f"{words} {chosen}", details
+
+
+def check(protocol: str = "logistic", fraction: float = 0.2) -> None:
+    """Refuse settings that cannot be."""
+    if protocol not in PROTOCOLS:
+        raise SettingError(f"protocol must be {' or '.join(PROTOCOLS)}, got {protocol!r}; {did_you_mean(protocol, PROTOCOLS)}")
+    if not 0 < fraction < 1:
+        raise SettingError(f"fraction must lie between 0 and 1, got {fraction}; 0.2 is usual")
 
 
 class Rows(Source):
@@ -212,7 +219,7 @@ def minimise(x: Tensor, y: Tensor, classes: int, strength: float, start: Fit | N
         theta = torch.cat([start.weight / flat + basis @ (inverse[:, None] * (basis.T @ start.weight)), start.bias[None]])
     theta.requires_grad_(True)
     slope = theta.grad = torch.zeros_like(theta)
-    search = torch.optim.LBFGS([theta], max_iter=ITERATIONS, tolerance_change=GAIN, history_size=20, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS([theta], max_iter=ITERATIONS, tolerance_grad=0, tolerance_change=GAIN, history_size=20, line_search_fn="strong_wolfe")
 
     @torch.no_grad()
     def loss() -> Tensor:

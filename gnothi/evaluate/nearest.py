@@ -14,6 +14,8 @@ from gnothi.contracts import DataError, SettingError, did_you_mean
 from gnothi.evaluate.result import Predictions, Result, accuracy
 
 Array = np.ndarray | Tensor
+MEMORY = 1 << 28
+"""Bytes that a search may take by default."""
 WIDEST = 1 << 15
 """Training rows of a block."""
 DISTANCES = {
@@ -66,7 +68,7 @@ def knn(
     distance: str = "cosine",
     leave_one_out: bool | None = None,
     names: Sequence[str] | None = None,
-    memory: int = 1 << 28,
+    memory: int = MEMORY,
 ) -> Result:
     """Accuracy of the weighted vote of the k nearest training rows.
 
@@ -106,12 +108,13 @@ def predict(
     distance: str = "cosine",
     leave_one_out: bool | None = None,
     names: Sequence[str] | None = None,
-    memory: int = 1 << 28,
+    memory: int = MEMORY,
 ) -> tuple[Predictions, str]:
     """The votes behind ``knn``, row by row, and the protocol in words."""
     known, asked = labels_of(train, train_labels, "train"), labels_of(test, test_labels, "test")
     alone = train is test if leave_one_out is None else leave_one_out
-    _check(k, temperature, distance, train, test, alone)
+    check(k, temperature, distance, memory)
+    _fit(train, test, alone)
     voters = len(train) - alone
     ids = np.union1d(known, asked)
     rows, closeness = neighbours(train, test, min(k, voters), distance=distance, leave_one_out=alone, memory=memory)
@@ -129,7 +132,7 @@ def predict(
 
 
 def neighbours(
-    train: Array, test: Array, k: int, *, distance: str = "cosine", leave_one_out: bool = False, memory: int = 1 << 28
+    train: Array, test: Array, k: int, *, distance: str = "cosine", leave_one_out: bool = False, memory: int = MEMORY
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest training rows of every test row, exactly.
 
@@ -210,13 +213,19 @@ def labels_of(x: Array, labels: Array, what: str) -> np.ndarray:
     return labels
 
 
-def _check(k: int, temperature: float, distance: str, train: Array, test: Array, alone: bool) -> None:
+def check(k: int = 20, temperature: float = 0.07, distance: str = "cosine", memory: int = MEMORY) -> None:
+    """Refuse settings that cannot be."""
     if distance not in DISTANCES:
         raise SettingError(f"distance must be cosine, dot or euclidean, got {distance!r}; {did_you_mean(distance, DISTANCES)}")
     if k < 1:
         raise SettingError(f"k must be at least 1, got {k}; 20 is usual")
     if not temperature > 0:
         raise SettingError(f"temperature must be positive, got {temperature}; 0.07 is usual")
+    if memory < 1:
+        raise SettingError(f"memory must be a positive number of bytes, got {memory}")
+
+
+def _fit(train: Array, test: Array, alone: bool) -> None:
     if len(test) == 0 or len(train) - alone < 1:
         raise DataError(f"k-NN needs training and test rows, got {len(train)} and {len(test)}")
     if train.shape[1] != test.shape[1]:

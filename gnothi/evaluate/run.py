@@ -15,6 +15,7 @@ from gnothi.encoders import Encoder, features, load
 from gnothi.encoders.encoder import Progress
 from gnothi.evaluate import nearest
 from gnothi.evaluate.linear import Rows
+from gnothi.evaluate.linear import check as check_linear
 from gnothi.evaluate.linear import predict as predict_linear
 from gnothi.evaluate.result import Predictions, Result, accuracy, paired
 
@@ -141,6 +142,7 @@ def _linear(task: _Task, options: dict[str, Any]) -> tuple[Predictions, str, dic
 
 
 KINDS: dict[str, Callable[[_Task, dict[str, Any]], tuple[Predictions, str, dict[str, Any]]]] = {"knn": _knn, "linear": _linear}
+CHECKS: dict[str, Callable[..., None]] = {"knn": nearest.check, "linear": check_linear}
 OPTIONS: dict[str, tuple[str, ...]] = {"knn": ("k", "temperature", "distance", "preset", "memory"), "linear": ("protocol", "fraction")}
 
 
@@ -150,7 +152,9 @@ def _options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
             raise SettingError(f"{word}: {kind} has no such option; {did_you_mean(word, OPTIONS[kind])}")
     named = options.get("preset")
     given = {k: v for k, v in options.items() if k != "preset" and v is not None}
-    return given if named is None else asdict(nearest.preset(named)) | given
+    given = given if named is None else asdict(nearest.preset(named)) | given
+    CHECKS[kind](**given)
+    return given
 
 
 # ---- the rows ------------------------------------------------------------------------------------
