@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,3 +122,18 @@ def test_an_interrupted_file_is_not_there_and_an_older_one_stays(tmp_path):
 def test_an_unknown_ending_names_the_nearest_before_anything_is_computed(tmp_path):
     with pytest.raises(SettingError, match=r"must end in .parquet, .npy, .npz, .safetensors, got 'e.parqet'; did you mean .parquet"):
         embed("nonsense", "nonsense", tmp_path / "e.parqet")
+
+
+def test_the_page_reads_each_format(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "embed.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    expected = load("colour").embed_source(source())
+    monkeypatch.chdir(tmp_path)
+    for ending in ("parquet", "npz", "safetensors"):
+        embed("colour", source(), f"features.{ending}")
+    assert len(blocks) == 3
+    for block in blocks:
+        found: dict = {}
+        exec(block, found)
+        assert np.array_equal(found["vectors"], expected)
+        assert "names" not in found or list(found["names"]) == NAMES

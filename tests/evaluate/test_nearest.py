@@ -123,6 +123,13 @@ def test_leaving_one_out_is_taking_the_row_out():
     assert knn(train, labels, train, labels, 1, leave_one_out=False).value == 1
 
 
+@pytest.mark.parametrize("distance", ["cosine", "dot", "euclidean"])
+def test_no_row_is_its_own_neighbour(distance):
+    train = 10 * clouds(30, 4, 3)[0] + 5
+    rows, _ = neighbours(train, train, 29, distance=distance, leave_one_out=True)
+    assert (np.sort(rows, axis=1) == [[j for j in range(30) if j != i] for i in range(30)]).all()
+
+
 def test_more_neighbours_than_rows_are_clipped_and_said():
     train, labels = clouds(9, 4, 3)
     test, truth = clouds(7, 4, 3, seed=1)
