@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gnothi.contracts import Encoding, SettingError, Want
-from gnothi.models.micro import POOLED
+from gnothi.models.micro_resnet import POOLED
 
 
 class Adopted(nn.Module):

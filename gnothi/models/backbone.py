@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from gnothi.contracts import Block, Encoding, SettingError, Spec, Want, did_you_mean
 from gnothi.models.adopted import adopt
-from gnothi.models.micro import POOLED, MicroResNet, MicroViT, cells
+from gnothi.models.micro_resnet import POOLED, MicroResNet
+from gnothi.models.micro_vit import MicroViT, cells
 from gnothi.models.weights import flops, initialise, parameters, weights
 from gnothi.randomness import seeded
 
@@ -112,6 +113,8 @@ def patch_size(size: int, own: int) -> int:
     for p in (own, *(2**k for k in range(own.bit_length() - 1, 0, -1) if 2**k < own)):
         if size % p == 0 and LEAST_CELLS <= size // p <= MOST_CELLS:
             return p
+    if size % own == 0 and size // own > MOST_CELLS:
+        return own  # such as DINOv2's 14 at 518 pixels
     low = size // 8 * 8
     raise SettingError(
         f"views.size must give a patch grid of {LEAST_CELLS} to {MOST_CELLS} cells a side, got {size}, which no power of two up to {own} so divides; "

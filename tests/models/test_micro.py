@@ -11,7 +11,8 @@ from torch import nn
 from gnothi.contracts import SettingError, Want
 from gnothi.models.adopted import adopt
 from gnothi.models.backbone import BackboneSpec, build, timm_form
-from gnothi.models.micro import MicroResNet, MicroViT, TransformerBlock
+from gnothi.models.micro_resnet import MicroResNet
+from gnothi.models.micro_vit import MicroViT, TransformerBlock
 from gnothi.models.weights import weights
 from gnothi.randomness import generator, seeded
 

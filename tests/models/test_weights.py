@@ -11,7 +11,7 @@ from torch import nn
 from gnothi.contracts import SettingError, Want
 from gnothi.models.adopted import adopt
 from gnothi.models.backbone import BackboneSpec, build
-from gnothi.models.micro import MicroViT
+from gnothi.models.micro_vit import MicroViT
 from gnothi.models.weights import flops, initialise, parameters, weights
 from gnothi.randomness import generator
 
