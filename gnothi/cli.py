@@ -54,6 +54,9 @@ def cli() -> None:
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one machine-readable object.")
 SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="A dotted setting, such as training.epochs=20; may be repeated.")
+DATA_SET = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="A setting of data, such as data.labels=FILE; may be repeated."
+)
 DEVICE = click.option("--device", metavar="D", help="cpu, cuda or mps; by default cuda where there is one.")
 
 
@@ -62,26 +65,40 @@ def told(as_json: bool, value: Any, text: Callable[[], str]) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, default=str) if as_json else text())
 
 
+def data_settings(data: str, assignments: tuple[str, ...]) -> Any:
+    """The data settings of --set, for verbs that take no others."""
+    from gnothi.contracts import SettingError
+    from gnothi.recipes.spec import flat, load, merge, parse
+
+    given = parse(assignments)
+    settings = load(merge({"data": {"name": data}}, given)).data
+    other = next((key for key in flat(given) if not key.startswith("data.") or key == "data.name"), None)
+    if other is not None:
+        raise SettingError(
+            f"{other} has no effect here: this command takes settings of data only, such as data.labels, and the data's name by itself"
+        )
+    return settings
+
+
 # ---- look ---------------------------------------------------------------------------------------
 @cli.command()
 @click.argument("data")
 @click.option("--test", metavar="DATA", help="Test images, to look for duplicates between the two; by default DATA@test where there is one.")
-@SET
+@DATA_SET
 @AS_JSON
 def data(data: str, test: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
-    r"""Look at images before training.
+    """Look at images before training.
 
     Counts, sizes, channels and their statistics, unreadable files by name, exact and near duplicates (also between train and test), classes.
 
     \b
     gnothi data photos
     gnothi data my-images --set data.labels=labels.csv
-    """
+    """  # noqa: D301
     from gnothi import data as sources
-    from gnothi.recipes.spec import load as load_spec
-    from gnothi.recipes.spec import merge, parse
+    from gnothi.training.progress import counted
 
-    settings = load_spec(merge({"data": {"name": data}}, parse(assignments))).data
+    settings = data_settings(data, assignments)
     source = sources.open(data, settings=settings)
     known = sources.splits(data, settings)
     if test is None and "@" not in data and "test" in known:
@@ -132,7 +149,7 @@ def listed(rows: dict[str, str]) -> str:
 
 def shown(name: str, found: Any) -> str:
     """One recipe, as settings that can be typed."""
-    from gnothi.pretrain import flat
+    from gnothi.recipes.spec import flat
 
     lines = [f"  --set {k}={json.dumps(v)}" for k, v in flat(found.settings).items()]
     return "\n".join([name, f"  {found.about}", "", *(lines or ["  (everything by rule)"])])
@@ -164,13 +181,13 @@ def chosen(
     from gnothi.recipes.spec import merge, parse
 
     options: dict[str, Any] = {}
-    if method:
+    if method is not None:
         options["method"] = {"name": method}
-    if backbone:
+    if backbone is not None:
         options["backbone"] = {"name": backbone}
     if auxiliary:
         options["auxiliary"] = {name: {} for name in auxiliary}
-    if epochs:
+    if epochs is not None:
         options["training"] = {"epochs": epochs}
     return merge(options, parse(assignments))
 
@@ -229,7 +246,7 @@ def train(
     out: str | None,
     resume: bool,
 ) -> None:  # noqa: E501
-    r"""Learn a representation from unlabelled images.
+    """Learn a representation from unlabelled images.
 
     With no option but the data everything is chosen by rule, and said. Ctrl-C stops after the step, with a checkpoint; --resume goes on and ends as
     if the run had never stopped.
@@ -238,7 +255,7 @@ def train(
     gnothi train my-images --out runs/mine
     gnothi train my-images --method dino --backbone micro-vit --epochs 50
     gnothi train cells --recipe any-orientation --set training.batch=64
-    """
+    """  # noqa: D301
     from gnothi import distributed, pretrain, report
     from gnothi.training.progress import Silent
 
@@ -279,7 +296,7 @@ def measured(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--data", required=True, metavar="DATA", help="Labelled images that answer or train."),
         click.option("--test", metavar="DATA", help="Labelled images that ask; by default DATA@test, or a part held out."),
         DEVICE,
-        SET,
+        DATA_SET,
         AS_JSON,
     ]
     for option in reversed(options):
@@ -299,10 +316,9 @@ def measure(
 ) -> None:  # noqa: E501
     """Evaluate, and print a table or one object."""
     from gnothi import evaluate as evaluation
-    from gnothi.recipes.spec import load as load_spec
-    from gnothi.recipes.spec import merge, parse
+    from gnothi.training.progress import counted
 
-    spec = load_spec(merge({"data": {"name": data}}, parse(assignments))).data
+    spec = data_settings(data, assignments)
     settings = {k: v for k, v in settings.items() if v is not None}
     with counted("embedding", not as_json) as progress:
         results = evaluation.run(kind, encoders, data, test, settings=spec, device=device, progress=progress, **settings)
@@ -333,21 +349,20 @@ def linear(protocol: str | None, **common: Any) -> None:
 @click.argument("data")
 @click.option("--out", required=True, metavar="FILE", help=".parquet, .npz, .npy or .safetensors")
 @DEVICE
-@SET
+@DATA_SET
 @AS_JSON
 def embed(encoder: str, data: str, out: str, device: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
-    r"""Write the vectors of all images to a file.
+    """Write the vectors of all images to a file.
 
     Beside the vectors stand names, labels and groups.
 
     \b
     gnothi embed runs/mine my-images --out features.parquet
-    """
+    """  # noqa: D301
     from gnothi import encoders
-    from gnothi.recipes.spec import load as load_spec
-    from gnothi.recipes.spec import merge, parse
+    from gnothi.training.progress import counted
 
-    settings = load_spec(merge({"data": {"name": data}}, parse(assignments))).data
+    settings = data_settings(data, assignments)
     with counted("embedding", not as_json) as progress:
         done = encoders.embed(encoder, data, out, settings=settings, device=device, progress=progress)
     told(as_json, done, lambda: f"{done['n']} vectors of {done['dim']} numbers in {done['out']}" + left_out(done["broken"]))
@@ -413,41 +428,25 @@ def demo(out: str, as_json: bool) -> None:
     )
 
 
-class counted:  # noqa: N801
-    """A progress bar on a terminal, nothing elsewhere: ``with counted("reading", True) as progress: progress(done, total)``."""
-
-    def __init__(self, what: str, wanted: bool) -> None:
-        self.what, self.wanted = what, wanted and sys.stderr.isatty()
-        self.bar: Any = None
-
-    def __enter__(self) -> Callable[[int, int], None] | None:
-        return self._update if self.wanted else None
-
-    def _update(self, done: int, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        if self.bar is None:
-            self.bar = Progress(console=Console(stderr=True), transient=True)
-            self.task = self.bar.add_task(self.what, total=total)
-            self.bar.start()
-        self.bar.update(self.task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-
 def main() -> None:
     """Run the command line: exit code 0, 2 for a mistake of the user, 128 + N for signal N, 1 for ours."""
-    if len(sys.argv) == 1:
-        sys.argv.append("--help")
+    args = sys.argv[1:]
     try:
-        cli.main(standalone_mode=False)
+        cli.main([*args, "--help"] if args in ([], ["evaluate"]) else args, standalone_mode=False)
+    except click.UsageError as error:
+        verb = error.ctx.command_path if error.ctx else "gnothi"
+        leave(f"{error.format_message().removesuffix('.')}; `{verb} --help` says more", error.exit_code)
     except click.ClickException as error:
         leave(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         leave("interrupted", 130)
+    except BrokenPipeError:  # whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        leave(f"{error.filename}: {(error.strerror or str(error)).lower()}", 2)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:

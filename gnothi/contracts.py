@@ -49,6 +49,8 @@ class RunError(GnothiError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Say the nearest of the known words, or all of them where none is near."""
     known = list(known)
+    if not known:
+        return "there is none yet"
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if near:
         return f"did you mean {near[0]}?"
@@ -57,9 +59,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 # ---- settings -----------------------------------------------------------------------------------
 class Spec(BaseModel):
-    """Base of every group of settings: frozen, unknown keys refused, described field by field."""
+    """Base of every group of settings: frozen, unknown keys and numbers that are not finite refused, described field by field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
 
 
 # ---- time and randomness ------------------------------------------------------------------------

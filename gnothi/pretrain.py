@@ -187,22 +187,29 @@ def train(
     if (folder / "spec.json").exists():
         if not resume:
             raise SettingError(f"{folder} is a run already; --resume goes on with it, --out takes another folder")
-        resolved, init = _again(folder, data, settings, init)
+        resolved, init = _again(folder, data, recipe, settings, init)
+    elif resume and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+        raise SettingError(f"--resume: {folder} is not a run (it has no spec.json); give the folder of one with --out")
+    learner = assemble(resolved, folder, init)  # what cannot be built is said before anything is written
     distributed.barrier()  # nobody writes before all have looked whether the folder is taken
     with _owned(folder):
-        return _run(resolved, folder, init, progress)
+        return _run(resolved, folder, learner, init, progress)
 
 
-def _again(folder: Path, data: str, settings: Mapping[str, Any] | None, init: str | None) -> tuple[Resolved, str | None]:
+def _again(folder: Path, data: str, recipe: str | None, settings: Mapping[str, Any] | None, init: str | None) -> tuple[Resolved, str | None]:
     """The run of a folder as it was resolved when it began, and what it began from; refused where data or settings changed."""
-    record = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-    old, derived = record["settings"], record["derived"]
+    try:
+        record = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+        old, derived = record["settings"], record["derived"]
+    except (OSError, ValueError, KeyError) as error:
+        raise SettingError(f"{folder}/spec.json is not a run's: {type(error).__name__} {str(error)[:80]}; --out takes another folder") from None
     if data != old["data"]["name"]:
         raise DataError(f"{folder} was begun with {old['data']['name']}, not {data}; --resume keeps a run's data")
-    before, now = flat(old), flat(spec.load(spec.merge(old, settings or {})).model_dump(mode="json"))
-    for key, had, value in [("--init", record["init"], init or record["init"]), *((k, before.get(k), v) for k, v in now.items())]:
-        if had != value:
-            raise SettingError(f"{folder} was begun with {key}={had}, not {value}; --resume keeps a run's settings, --out begins another")
+    before, given = spec.flat(old), spec.flat(settings or {})
+    _same(folder, {"--init": record["init"]}, {"--init": init or record["init"]})
+    _same(folder, {"--recipe": derived["recipe"]}, {"--recipe": recipe or derived["recipe"]})
+    _same(folder, before, {k: v for k, v in given.items() if k.endswith(".name") and v is not None})  # other settings depend on these
+    _same(folder, before, spec.flat(spec.load(spec.merge(old, settings or {})).model_dump(mode="json")))
     threads = {"training": {"threads": derived["threads"], "workers": derived["workers"]}}
     resolved = resolve(data, recipe_name=derived["recipe"], settings=spec.merge(old, threads), device=derived["device"])
     if resolved.source.fingerprint() != record["source"]["fingerprint"]:
@@ -212,22 +219,24 @@ def _again(folder: Path, data: str, settings: Mapping[str, Any] | None, init: st
     return resolved, record["init"]
 
 
-def flat(settings: Mapping[str, Any], under: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= flat(value, f"{under}{key}.") if isinstance(value, Mapping) else {f"{under}{key}": value}
-    return found
+def _same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise SettingError(f"{folder} was begun with {key}={before.get(key)}, not {value}; --resume keeps a run's settings, --out begins another")
 
 
 @contextmanager
 def _owned(folder: Path) -> Iterator[None]:
     """One process (or one group of them) at a time in a run's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if distributed.rank():
-        yield
-        return
-    with (folder / ".lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / ".lock").open("w")
+    except OSError as error:
+        raise SettingError(f"--out {folder}: cannot be written to ({(error.strerror or str(error)).lower()})") from None
+    with opened as lock:
+        if distributed.rank():
+            yield
+            return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -235,13 +244,13 @@ def _owned(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run(resolved: Resolved, folder: Path, init: str | None, progress: Progress | None) -> Run:
+def assemble(resolved: Resolved, folder: Path, init: str | None = None) -> Learner:
+    """The Learner of a run, which has written nothing yet."""
     torch.set_num_threads(resolved.threads)
     objective = build(resolved, init)
-    views = batches(resolved, objective)
-    learner = Learner(
+    return Learner(
         objective,
-        views,
+        batches(resolved, objective),
         spec=resolved.spec.training,
         optimiser=resolved.spec.optimiser,
         total=resolved.total,
@@ -250,8 +259,10 @@ def _run(resolved: Resolved, folder: Path, init: str | None, progress: Progress 
         folder=folder,
         sample=_sample(resolved),
         evaluate=Along(resolved),
-        sinks=[] if distributed.rank() else sinks(resolved.spec.training, folder),
     )
+
+
+def _run(resolved: Resolved, folder: Path, learner: Learner, init: str | None, progress: Progress | None) -> Run:
     saved = checkpoint.newest(folder, warn=lambda text: print(text, file=sys.stderr))
     if distributed.rank() == 0:
         checkpoint.write_text(folder / "spec.json", json.dumps({**resolved.record(), "init": init}, indent=1))
@@ -260,11 +271,13 @@ def _run(resolved: Resolved, folder: Path, init: str | None, progress: Progress 
             left.unlink()  # half a file, of a run that was killed
         if saved is None:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
+        learner.sinks = sinks(resolved.spec.training, folder)
     distributed.barrier()
     if saved is not None:
         learner.resume(saved)
     learner.progress = progress or (Silent() if distributed.rank() else display(resolved.total, learner.number))
     learner.progress.say(resolved.words() + (f"\ngoes on after step {learner.number}" if saved else ""))
+    views: Any = learner.batches
     try:
         learner.fit()
     finally:

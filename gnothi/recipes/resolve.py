@@ -110,9 +110,10 @@ def resolve(data: str, *, recipe_name: str | None = None, settings: Mapping[str,
         DataError: the images cannot be used.
     """
     recipe_name = recipe_name or BY_DATA.get(data.partition("@")[0], "any")
-    chosen = spec.merge(recipe(recipe_name).settings, settings or {})
-    chosen = spec.merge(chosen, {"data": {"name": data}})
+    chosen = spec.merge(spec.merge({"data": {"name": data}}, recipe(recipe_name).settings), settings or {})
     early = spec.load(chosen)  # a wrong key is named before any image is read
+    if early.data.name != data:
+        raise SettingError(f"data.name is said by the argument DATA, {data}; got {early.data.name} too")
     where = device_of(device)
     source = sources.open(data, settings=early.data)
     if len(source) < 4:

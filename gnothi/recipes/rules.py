@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from gnothi.contracts import SettingError
 from gnothi.methods import METHODS
-from gnothi.recipes.spec import ViewSettings
+from gnothi.recipes.spec import ViewSettings, mistake
 from gnothi.recipes.views import named
 from gnothi.views.batches import ViewsSpec
 from gnothi.views.crops import CropSpec
@@ -164,4 +166,7 @@ def _change(crop: CropSpec, settings: ViewSettings, area: tuple[float, float] | 
     colours = {k: getattr(settings, k) for k in ("jitter", "brightness", "contrast", "saturation", "hue", "grey", "blur", "solarise")}
     photometric = {**crop.photometric.model_dump(), **{k: v for k, v in colours.items() if v is not None}}
     own = {"area": area, "flip": settings.flip, "turns": settings.turns, "photometric": photometric}
-    return CropSpec.model_validate({**crop.model_dump(), **{k: v for k, v in own.items() if v is not None}})
+    try:
+        return CropSpec.model_validate({**crop.model_dump(), **{k: v for k, v in own.items() if v is not None}})
+    except ValidationError as error:
+        raise SettingError(mistake(error, {}, ("views",))) from None

@@ -85,14 +85,21 @@ class RunSpec(Spec):
 
     @field_validator("auxiliary", mode="before")
     @classmethod
-    def _auxiliaries(cls, given: Mapping[str, Any]) -> dict[str, AuxiliarySpec]:
+    def _auxiliaries(cls, given: Any) -> dict[str, AuxiliarySpec]:
+        if not isinstance(given, Mapping):
+            raise SettingError(_group("auxiliary", given))
         return {name: _one_auxiliary(name, values) for name, values in given.items()}
 
 
 def _one_auxiliary(name: str, values: Any) -> AuxiliarySpec:
     if name not in AUXILIARIES:
         raise SettingError(f"auxiliary.{name}: no such auxiliary; {did_you_mean(name, AUXILIARIES)}")
-    return values if isinstance(values, AuxiliarySpec) else AUXILIARIES[name][0](**values)
+    if isinstance(values, AuxiliarySpec):
+        return values
+    try:
+        return AUXILIARIES[name][0].model_validate(values)
+    except ValidationError as error:
+        raise SettingError(mistake(error, {}, ("auxiliary", name))) from None
 
 
 def load(settings: Mapping[str, Any]) -> RunSpec:
@@ -101,26 +108,55 @@ def load(settings: Mapping[str, Any]) -> RunSpec:
     Raises:
         SettingError: an unknown key or an impossible value, the first of them, with the nearest right thing.
     """
+    settings = merge({"method": {"name": RunSpec.model_fields["method"].default.name}}, settings)
     try:
         return RunSpec.model_validate(settings)
     except ValidationError as error:
-        raise SettingError(_first(error, settings)) from None
+        raise SettingError(mistake(error, settings)) from None
 
 
-def _first(error: ValidationError, settings: Mapping[str, Any]) -> str:
-    """The first mistake in one line."""
+RULES = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "bool": "must be true or false",
+    "string": "must be text",
+    "tuple": "must be a list",
+    "finite": "must be a finite number",
+}
+"""In words for a person, by how the type of pydantic's error begins."""
+
+
+def mistake(error: ValidationError, settings: Mapping[str, Any], under: tuple[str, ...] = ()) -> str:
+    """The first mistake in one line.
+
+    Args:
+        error: what pydantic found.
+        settings: in which; they say the method whose settings are known.
+        under: the group that was checked, where it is not all of them.
+    """
     errors = error.errors()
     one = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    path = [str(p) for p in one["loc"] if p not in METHODS]
-    dotted = ".".join(path)
-    if one["type"] == "extra_forbidden":
-        known = sorted(names(settings))
-        return f"{dotted}: no such setting; {did_you_mean(dotted, known)}"
-    if one["type"].startswith("union_tag"):
-        name = (settings.get("method") or {}).get("name", "")
+    dotted = ".".join([*under, *(str(p) for p in one["loc"] if p not in METHODS)])
+    kind, found = one["type"], one["input"]
+    if kind == "extra_forbidden":
+        return f"{dotted}: no such setting; {did_you_mean(dotted, sorted(names(settings)))}"
+    if kind.startswith("union_tag"):
+        name = settings["method"].get("name", "")
         return f"method.name: no such method {name!r}; {did_you_mean(str(name), METHODS)}"
-    message = one["msg"].removeprefix("Value error, ")
-    return f"{dotted}: {message[:1].lower()}{message[1:]}, got {one['input']!r}"
+    if kind.startswith(("model_", "dict_")):
+        return _group(dotted, found)
+    if kind == "literal_error":
+        known = [str(k).strip("'") for k in one["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        return f"{dotted} must be one of {', '.join(known)}, got {found!r}; {did_you_mean(str(found), known)}"
+    rule = RULES.get(kind.partition("_")[0])
+    message = one["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    return f"{dotted} {message}" if kind == "value_error" else f"{dotted} {rule or message}, got {found!r}"
+
+
+def _group(dotted: str, found: Any) -> str:
+    """The line for a value where a group of settings belongs."""
+    near = f"; did you mean {dotted}.name={found}?" if f"{dotted}.name" in names() else ""
+    return f"{dotted} is a group of settings and takes no value itself, got {found!r}{near}"
 
 
 def names(settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -184,3 +220,11 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         elif value is not None or key not in merged:
             merged[key] = value
     return merged
+
+
+def flat(settings: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{under}{key}.") if isinstance(value, Mapping) else {f"{under}{key}": value}
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
 
@@ -109,3 +110,28 @@ class Live:
 def display(total: int, done: int = 0) -> Progress:
     """The live bar on a terminal, plain lines elsewhere."""
     return Live(total, done) if sys.stderr.isatty() else Lines(total, done)
+
+
+class counted:  # noqa: N801
+    """A progress bar on a terminal, nothing elsewhere: ``with counted("reading", True) as progress: progress(done, total)``."""
+
+    def __init__(self, what: str, wanted: bool) -> None:
+        self.what, self.wanted = what, wanted and sys.stderr.isatty()
+        self.bar: Any = None
+
+    def __enter__(self) -> Callable[[int, int], None] | None:
+        return self._update if self.wanted else None
+
+    def _update(self, done: int, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        if self.bar is None:
+            self.bar = Progress(console=Console(stderr=True), transient=True)
+            self.task = self.bar.add_task(self.what, total=total)
+            self.bar.start()
+        self.bar.update(self.task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
