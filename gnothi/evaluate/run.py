@@ -80,7 +80,9 @@ def run(
     for encoder in opened:
         x, y = (_vectors(encoder, part, cache, progress) for part in (train, tested))
         good, whole = ~np.isnan(x[:, 0]), ~np.isnan(y[:, 0])
-        predictions, protocol, details = KINDS[kind](_Task(x[good], y[whole], train, tested, good, whole, names, seed), options)
+        predictions, protocol, details = KINDS[kind](
+            _Task(x if good.all() else x[good], y if whole.all() else y[whole], train, tested, good, whole, names, seed), options
+        )
         if not (good.all() and whole.all()):
             protocol += f", {(~good).sum() + (~whole).sum()} unreadable images left out"
         if first is None:
@@ -92,7 +94,8 @@ def run(
 
 
 def _vectors(encoder: Encoder, part: Part, cache: str | None, progress: Progress | None) -> np.ndarray:
-    vectors = features(encoder, part.source, cache=cache, progress=progress)[part.rows]
+    vectors = features(encoder, part.source, cache=cache, progress=progress)
+    vectors = vectors if len(part.rows) == len(vectors) else vectors[part.rows]  # all of them stay on the disk
     if np.isnan(vectors[:, 0]).all():
         raise DataError(f"none of the {len(part.rows)} images of {part.words} can be read, the first is {part.source.name(int(part.rows[0]))}")
     return vectors

@@ -10,7 +10,7 @@ from gnothi.contracts import EncoderError, Pixels
 from gnothi.data import ArraySource
 from gnothi.encoders import load
 from gnothi.encoders.network import NetworkEncoder
-from gnothi.models.backbone import BackboneSpec, build
+from gnothi.models.backbone import BackboneSpec, build, patch_size
 from gnothi.randomness import generator
 from gnothi.training import checkpoint
 
@@ -179,6 +179,10 @@ def test_timm_without_weights_takes_any_range_of_its_type():
     theirs.eval()
     with torch.no_grad():
         assert torch.allclose(encoder.embed(images), theirs(as_bytes), atol=1e-4)
+
+
+def test_a_pretrained_size_keeps_the_patch_it_was_trained_with():
+    assert (patch_size(518, 14), patch_size(224, 16), patch_size(224, 8), patch_size(384, 16)) == (14, 16, 8, 16)  # DINOv2, ViT, DINO, DeiT
 
 
 @pytest.mark.parametrize(
