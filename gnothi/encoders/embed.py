@@ -54,8 +54,9 @@ def embed(
     source = open_data(source, settings=settings) if isinstance(source, str) else source
     broken: list[str] = []
     about = {"encoder": encoder.name, "encoder_fingerprint": encoder.fingerprint, "source_fingerprint": source.fingerprint()}
+    written = about | {"source_images": str(len(source))}
     dim = encoder.width(source.channels)
-    replace_file(out, lambda temporary: FORMATS[out.suffix.lower()](temporary, source, dim, _whole(encoder, source, broken, progress), about))
+    replace_file(out, lambda temporary: FORMATS[out.suffix.lower()](temporary, source, dim, _whole(encoder, source, broken, progress), written))
     return {"out": str(out), "n": len(source) - len(broken), "dim": dim, **about, "broken": broken}
 
 

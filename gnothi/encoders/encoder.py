@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gnothi.contracts import DataError, EncoderError, Source, did_you_mean
+from gnothi.distributed import device_of
 from gnothi.encoders.inputs import channels_first
 
 Progress = Callable[[int, int], None]
@@ -168,7 +169,9 @@ def _folder(name: str, device: torch.device) -> Encoder:
         return exported_encoder(name, path, marks, device)
     if path.is_dir():
         raise EncoderError(f"{folder} is neither a run (it has no spec.json) nor an exported encoder (it has no config.json)")
-    raise EncoderError(f"{name}: no such encoder; {did_you_mean(folder, [*NAMES, *_beside(path, folder)])}")
+    raise EncoderError(
+        f"{name}: no such encoder; {did_you_mean(folder, _beside(path, folder) if os.sep in folder else [*NAMES, *_beside(path, folder)])}"
+    )
 
 
 def _beside(path: Path, folder: str) -> list[str]:
@@ -201,7 +204,7 @@ def load(name: str, device: str | torch.device | None = None) -> Encoder:
     Raises:
         EncoderError: there is none of this name; the message names the nearest.
     """
-    chosen = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = device_of(None if device is None else str(device))
     front, colon, _ = name.partition(":")
     loader = LOADERS.get(front + colon)
     if loader is None and colon and not Path(name).expanduser().exists():

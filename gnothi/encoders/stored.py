@@ -84,7 +84,8 @@ def _parquet(path: Path) -> tuple[np.ndarray, str | None]:
         rows = table["row"].to_numpy()
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise EncoderError(f"{path} holds no table with the columns row and embedding: {' '.join(str(error).split())[:80]}") from None
-    everything = np.full((int(rows.max(initial=-1)) + 1, vectors.shape[1]), np.nan, dtype=np.float32)
-    everything[rows] = vectors  # rows that are missing could not be read
-    fingerprint = (table.schema.metadata or {}).get(b"gnothi.source_fingerprint")
-    return everything, None if fingerprint is None else fingerprint.decode()
+    about = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    n = int(about.get("gnothi.source_images", rows.max(initial=-1) + 1))
+    everything = np.full((n, vectors.shape[1]), np.nan, dtype=np.float32)  # rows that are missing could not be read
+    everything[rows] = vectors
+    return everything, about.get("gnothi.source_fingerprint")
