@@ -49,6 +49,10 @@ def agree(backbone, net, x):
         assert block.grid == tuple(m.shape[2:]) and block.pooled.shape == block.final.shape == (len(x), m.shape[1])
     assert encoding.patches.shape == (len(x), encoding.grid[0] * encoding.grid[1], backbone.patch_width)
     assert encoding.pooled.shape == (len(x), backbone.width)
+    last = net.forward_features(x)  # [B, P + N, D], [B, D, h, w] or [B, h, w, D]
+    leading = getattr(net, "num_prefix_tokens", 0)
+    rows = last[:, leading:] if last.ndim == 3 else last.movedim(1 if last.shape[1] == backbone.patch_width else 3, 3).flatten(1, 2)
+    torch.testing.assert_close(encoding.patches, rows, atol=1e-6, rtol=1e-6)
 
 
 def gradients_reach_everything(backbone, x):
