@@ -74,9 +74,7 @@ def data_settings(data: str, assignments: tuple[str, ...]) -> Any:
     settings = load(merge({"data": {"name": data}}, given)).data
     other = next((key for key in flat(given) if not key.startswith("data.") or key == "data.name"), None)
     if other is not None:
-        raise SettingError(
-            f"{other} has no effect here: this command takes settings of data only, such as data.labels, and the data's name by itself"
-        )
+        raise SettingError(f"{other} has no effect here; of all settings this command takes those of data, such as data.labels=FILE")
     return settings
 
 
@@ -194,17 +192,7 @@ def chosen(
 
 @cli.command()
 @choices
-def plan(
-    data: str,
-    recipe: str | None,
-    method: str | None,
-    backbone: str | None,
-    auxiliary: tuple[str, ...],
-    epochs: float | None,
-    device: str | None,
-    assignments: tuple[str, ...],
-    as_json: bool,
-) -> None:  # noqa: E501
+def plan(data: str, recipe: str | None, device: str | None, as_json: bool, **choice: Any) -> None:
     """Say what a run will cost, before anything is spent.
 
     A few steps are taken for a measure; nothing is kept. Takes the options of `train`.
@@ -213,7 +201,7 @@ def plan(
     from gnothi.recipes.resolve import resolve
     from gnothi.training.progress import duration
 
-    resolved = resolve(data, recipe_name=recipe, settings=chosen(method, backbone, auxiliary, epochs, assignments), device=device)
+    resolved = resolve(data, recipe_name=recipe, settings=chosen(**choice), device=device)
     cost = pretrain.plan(resolved)
     told(
         as_json,
@@ -232,20 +220,7 @@ def plan(
 @click.option("--init", metavar="ENCODER", help="Start from these weights: a run, an exported folder, or timm:NAME.")
 @click.option("--out", metavar="RUN", help="The run's folder; by default runs/DATA-METHOD.")
 @click.option("--resume", is_flag=True, help="Go on where the folder's last checkpoint stands.")
-def train(
-    data: str,
-    recipe: str | None,
-    method: str | None,
-    backbone: str | None,
-    auxiliary: tuple[str, ...],
-    epochs: float | None,
-    device: str | None,
-    assignments: tuple[str, ...],
-    as_json: bool,
-    init: str | None,
-    out: str | None,
-    resume: bool,
-) -> None:  # noqa: E501
+def train(data: str, recipe: str | None, device: str | None, as_json: bool, init: str | None, out: str | None, resume: bool, **choice: Any) -> None:
     """Learn a representation from unlabelled images.
 
     With no option but the data everything is chosen by rule, and said. Ctrl-C stops after the step, with a checkpoint; --resume goes on and ends as
@@ -259,7 +234,7 @@ def train(
     from gnothi import distributed, pretrain, report
     from gnothi.training.progress import Silent
 
-    settings = chosen(method, backbone, auxiliary, epochs, assignments)
+    settings = chosen(**choice)
     quiet = Silent() if as_json else None
     run = pretrain.train(data, recipe=recipe, settings=settings, init=init, device=device, out=out, resume=resume, progress=quiet)
     if distributed.rank():
@@ -434,8 +409,10 @@ def main() -> None:
     try:
         cli.main([*args, "--help"] if args in ([], ["evaluate"]) else args, standalone_mode=False)
     except click.UsageError as error:
-        verb = error.ctx.command_path if error.ctx else "gnothi"
-        leave(f"{error.format_message().removesuffix('.')}; `{verb} --help` says more", error.exit_code)
+        message = error.format_message().removesuffix(".")
+        leave(
+            f"{message}; see {error.ctx.command_path} --help" if isinstance(error, click.MissingParameter) and error.ctx else message, error.exit_code
+        )
     except click.ClickException as error:
         leave(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -446,12 +423,15 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        leave(f"{error.filename}: {(error.strerror or str(error)).lower()}", 2)
+        path = Path(os.fsdecode(error.filename))
+        leave(f"{path.parent if path.suffix == '.tmp' else path} cannot be used: {(error.strerror or str(error)).lower()}", 2)
     except Exception as error:
         code = getattr(error, "exit_code", None)
-        if code is None:
-            raise
-        leave(str(error), code)
+        if code is not None:
+            leave(str(error), code)
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            leave("out of memory; a smaller training.batch, views.size or backbone.name needs less", 1)
+        raise
     finally:
         if "gnothi.distributed" in sys.modules:
             sys.modules["gnothi.distributed"].stop()

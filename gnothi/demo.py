@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gnothi import evaluate, report
+from gnothi.contracts import SettingError
 from gnothi.evaluate import Result
 from gnothi.export import export
 from gnothi.pretrain import train
@@ -38,7 +39,9 @@ def demo(out: str | Path = "runs/demo", say: Callable[[str], None] = print) -> D
         say: hears a line before each part.
     """
     folder = Path(out)
-    if not (folder / "verdict.json").exists():
+    if (folder / "verdict.json").exists():
+        _mine(folder)
+    else:
         say("1/4 Learning from 4,000 photograph tiles, without their labels.")
         train(DATA, out=folder, resume=True)
     say("2/4 Measuring on tiles from the other side of each photograph: pixels, HOG, colour, untrained, trained.")
@@ -50,6 +53,12 @@ def demo(out: str | Path = "runs/demo", say: Callable[[str], None] = print) -> D
     say("4/4 Writing the page.")
     page = report.write(folder, results=[r.to_dict() for r in results])
     return Demo(folder, results, json.loads((folder / "verdict.json").read_text(encoding="utf-8")), page, exported)
+
+
+def _mine(folder: Path) -> None:
+    spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+    if spec["source"]["name"] != DATA:
+        raise SettingError(f"{folder} is a run on {spec['source']['name']}, not the demo's; --out takes another folder")
 
 
 def measure(folder: Path) -> list[Result]:

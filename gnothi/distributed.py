@@ -1,4 +1,4 @@
-"""Processes: start, rank, a gather whose gradient is exact, means. One process is the plain case of everything here."""
+"""Devices and processes: start, rank, a gather whose gradient is exact, means. One process is the plain case of everything here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gnothi.contracts import Carry
+from gnothi.contracts import Carry, SettingError
+
+
+def device_of(name: str | None) -> torch.device:
+    """A device by name (cpu, cuda, cuda:1, mps); by default CUDA where there is one.
+
+    Raises:
+        SettingError: this machine does not have it.
+    """
+    have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if torch.backends.mps.is_available() else [])]
+    if name is not None and name not in (*have, "cuda" if "cuda:0" in have else "cpu"):
+        raise SettingError(f"--device {name}: no such device here; this machine has {', '.join(have)}")
+    return torch.device(name or ("cuda" if "cuda:0" in have else "cpu"))
 
 
 def start(device: torch.device) -> None:

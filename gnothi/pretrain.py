@@ -32,12 +32,12 @@ from gnothi.methods import METHODS
 from gnothi.models import backbone as backbones
 from gnothi.randomness import generator, seeded
 from gnothi.recipes import spec
-from gnothi.recipes.resolve import Resolved, device_of, resolve
+from gnothi.recipes.resolve import Resolved, resolve
 from gnothi.training import checkpoint, health
 from gnothi.training.learner import Learner
 from gnothi.training.objective import Objective
 from gnothi.training.progress import Progress, Silent, display
-from gnothi.training.sinks import sinks
+from gnothi.training.sinks import check, sinks
 from gnothi.views.batches import Batches
 
 HEALTH_SAMPLE = 256
@@ -178,7 +178,7 @@ def train(
         DataError: the images cannot be used, or are not those the run began with.
         RunError: the run had to stop.
     """
-    where = device_of(device)
+    where = distributed.device_of(device)
     distributed.start(where)
     folder = Path(out) if out is not None else None
     if folder is None or not (folder / "spec.json").exists():
@@ -246,6 +246,7 @@ def _owned(folder: Path) -> Iterator[None]:
 
 def assemble(resolved: Resolved, folder: Path, init: str | None = None) -> Learner:
     """The Learner of a run, which has written nothing yet."""
+    check(resolved.spec.training)
     torch.set_num_threads(resolved.threads)
     objective = build(resolved, init)
     return Learner(

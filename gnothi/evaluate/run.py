@@ -75,6 +75,10 @@ def run(
     options = _options(kind, options)
     opened = [load(e, device) if isinstance(e, str) else e for e in encoders]
     train, tested, names, words = _parts(data, test, settings, seed)
+    if train.source.channels != tested.source.channels:
+        raise DataError(
+            f"images that answer and images that ask must have the same channels, got {train.source.channels} and {tested.source.channels}"
+        )
     results: list[Result] = []
     first: tuple[Encoder, np.ndarray, np.ndarray] | None = None
     for encoder in opened:

@@ -15,6 +15,7 @@ from gnothi import data as sources
 from gnothi import distributed
 from gnothi.contracts import DataError, Pixels, SettingError, Source
 from gnothi.data import Subset
+from gnothi.distributed import device_of
 from gnothi.methods import METHODS
 from gnothi.randomness import generator
 from gnothi.recipes import rules, spec
@@ -84,18 +85,6 @@ class Resolved:
         )
 
 
-def device_of(name: str | None) -> torch.device:
-    """A device by name; by default CUDA where there is one.
-
-    Raises:
-        SettingError: this machine does not have it.
-    """
-    have = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
-    if name is not None and name not in have:
-        raise SettingError(f"--device {name}: this machine has {', '.join(have)}")
-    return torch.device(name or ("cuda" if "cuda" in have else "cpu"))
-
-
 def resolve(data: str, *, recipe_name: str | None = None, settings: Mapping[str, Any] | None = None, device: str | None = None) -> Resolved:
     """Decide every setting of a run: rules under the recipe under what the caller says.
 
@@ -135,6 +124,8 @@ def _holdout(source: Source, early: RunSpec) -> tuple[Source, np.ndarray]:
     if not fraction:
         return source, np.empty(0, dtype=np.int64)
     kept, held = sources.holdout(source, fraction, early.seed)
+    if len(kept) < 4:
+        raise SettingError(f"data.holdout={fraction} leaves {len(kept)} of {len(source)} images to train on; it needs at least 4")
     return Subset(source, kept), held
 
 

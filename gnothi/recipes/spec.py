@@ -147,7 +147,8 @@ def mistake(error: ValidationError, settings: Mapping[str, Any], under: tuple[st
         return _group(dotted, found)
     if kind == "literal_error":
         known = [str(k).strip("'") for k in one["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        return f"{dotted} must be one of {', '.join(known)}, got {found!r}; {did_you_mean(str(found), known)}"
+        near = did_you_mean(str(found), known)
+        return f"{dotted} must be one of {', '.join(known)}, got {found!r}" + (f"; {near}" if near.startswith("did") else "")
     rule = RULES.get(kind.partition("_")[0])
     message = one["msg"].removeprefix("Value error, ").replace("Input should", "must")
     return f"{dotted} {message}" if kind == "value_error" else f"{dotted} {rule or message}, got {found!r}"

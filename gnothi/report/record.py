@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gnothi.contracts import RunError
+from gnothi.contracts import EncoderError
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ def read(folder: Path, results: list[dict[str, Any]] | None = None) -> Record:
         results: evaluations; by default those in its ``results.json``, where there is one.
 
     Raises:
-        RunError: the folder is not a run's, or one of its files is not what it should be.
+        EncoderError: the folder is not a run's, or one of its files is not what it should be.
     """
     if not (folder / "spec.json").is_file():
-        raise RunError(f"{folder}: not a run folder, spec.json is missing; `gnothi train DATA --out {folder}` makes one")
+        raise EncoderError(f"{folder}: not a run folder, spec.json is missing; `gnothi train DATA --out {folder}` makes one")
     spec = _json(folder / "spec.json", {})
     if results is None:
         found = _json(folder / "results.json", [])
@@ -81,7 +81,7 @@ def _json(path: Path, default: Any) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{path}: not JSON ({error})") from error
+        raise EncoderError(f"{path}: not JSON ({error})") from error
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -29,8 +29,10 @@ def rankme(vectors: Tensor) -> float:
     """Effective rank: exp of the entropy of the singular values' shares (RankMe, Garrido et al. 2023, arXiv 2210.02885, eq. 1).
 
     Args:
-        vectors: [N, D]; between 1 and min(N, D) comes out.
+        vectors: [N, D]; between 1 and min(N, D) comes out, nan where a number is not finite.
     """
+    if not vectors.isfinite().all():
+        return math.nan
     values = torch.linalg.svdvals(vectors.double())
     share = values / values.sum().clamp(min=1e-300)
     return float(torch.exp(-(share * (share + 1e-300).log()).sum()))
@@ -64,7 +66,12 @@ def measure(method: Method, sample: Tensor, step: Step) -> dict[str, float]:
     try:
         pooled = method.backbone(sample).pooled
         said = method.space.say([pooled])
-        values = {"std": spread(said[0].projection), "feature_std": spread(pooled), "rankme": rankme(pooled)}
+        values = {
+            "std": spread(said[0].projection),
+            "feature_std": spread(pooled),
+            "rankme": rankme(pooled),
+            "projection_rankme": rankme(F.normalize(said[0].projection, dim=-1)),
+        }
         if hasattr(method.spec, "prototypes"):
             slow = pooled if method.slow is None else method.slow(sample).pooled
             targets = method.space.targets(method.space.answer([slow], said), step)

@@ -179,10 +179,17 @@ class Learner:
         if self._marked("log_every"):
             self._log(step, rates, len(views.index) * distributed.world())
         if self._marked("health_every") and self.sample is not None:
-            self._write({"kind": "health", **health.measure(self.objective.method, self.sample, step)})
+            self._health(self.sample, step)
         if self._marked("evaluate_every") and self.evaluate is not None:
             for line in self.evaluate(self.objective.method, step):
                 self._write({"kind": "evaluation", **line})
+
+    def _health(self, sample: Tensor, step: Step) -> None:
+        values = health.measure(self.objective.method, sample, step)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise RunError(self._not_finite(name, value))
+        self._write({"kind": "health", **values})
 
     def _batch(self) -> Views:
         views = self.batches(self.number)

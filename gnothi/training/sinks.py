@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,23 @@ def numbers(line: dict[str, Any]) -> dict[str, float]:
     return {f"{kind}/{k}": v for k, v in values.items()} | {f"{kind}/terms/{k}": v for k, v in line.get("terms", {}).items()}
 
 
-def sinks(spec: TrainingSpec, folder: Path) -> list[Sink]:
-    """Those that the settings ask for.
+def check(spec: TrainingSpec) -> None:
+    """See whether the packages are installed that the settings ask for.
 
     Raises:
-        SettingError: the package for one is not installed.
+        SettingError: one is not.
     """
+    for name in ("tensorboard", "wandb"):
+        if getattr(spec, name) and importlib.util.find_spec(name) is None:
+            raise SettingError(f"training.{name} needs a package more: pip install 'gnothi[{name}]'")
+
+
+def sinks(spec: TrainingSpec, folder: Path) -> list[Sink]:
+    """Those that the settings ask for; ``check`` comes first."""
     made: list[Sink] = []
     if spec.tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise SettingError("training.tensorboard needs a package more: pip install 'gnothi[tensorboard]'") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         writer = SummaryWriter(str(folder / "tensorboard"))
 
         def write(line: dict[str, Any]) -> None:
@@ -41,10 +47,8 @@ def sinks(spec: TrainingSpec, folder: Path) -> list[Sink]:
 
         made.append(write)
     if spec.wandb is not None:
-        try:
-            import wandb
-        except ImportError:
-            raise SettingError("training.wandb needs a package more: pip install 'gnothi[wandb]'") from None
+        import wandb
+
         run = wandb.init(project=spec.wandb, name=folder.name, dir=str(folder))
         made.append(lambda line: run.log(numbers(line), step=line["step"]))
     return made

@@ -14,7 +14,7 @@ from browser import Browser
 from conftest import made_up_metrics, made_up_results, make_run
 
 from gnothi import encoders, report
-from gnothi.contracts import EncoderError, RunError
+from gnothi.contracts import EncoderError
 from gnothi.report import summary
 from gnothi.report.record import read
 
@@ -221,10 +221,10 @@ def test_a_step_logged_twice_counts_once_with_its_later_value(tmp_path, tiles):
 
 
 def test_what_is_not_a_run_is_refused_in_a_line(tmp_path):
-    with pytest.raises(RunError, match=r"not a run folder, spec\.json is missing"):
+    with pytest.raises(EncoderError, match=r"not a run folder, spec\.json is missing"):
         report.write(tmp_path)
     (tmp_path / "spec.json").write_text("{")
-    with pytest.raises(RunError, match=r"spec\.json: not JSON"):
+    with pytest.raises(EncoderError, match=r"spec\.json: not JSON"):
         report.write(tmp_path)
 
 
