@@ -66,6 +66,12 @@ def test_16_bit_images_of_five_channels_are_exported_and_an_earlier_export_is_re
     done = export(source, tmp_path / "out", onnx=False, data=ArraySource(x))
     assert set(done.parity) == {"timm"} and "model.onnx" not in done.files and done.fingerprint != first.fingerprint
     assert torch.equal(load(str(tmp_path / "out")).embed(x), source.embed(x))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["backbone"]["mask_token"] is False
+
+
+def test_an_exported_pretrained_network_needs_no_download_and_keeps_its_stem():
+    spec = module._architecture(BackboneSpec(name="resnet18", pretrained=True))
+    assert (spec.pretrained, spec.stem) == (False, "plain") and module._architecture(BackboneSpec(name="resnet18")).stem is None
 
 
 @pytest.mark.slow
