@@ -407,7 +407,7 @@ def main() -> None:
     """Run the command line: exit code 0, 2 for a mistake of the user, 128 + N for signal N, 1 for ours."""
     args = sys.argv[1:]
     try:
-        cli.main([*args, "--help"] if args in ([], ["evaluate"]) else args, standalone_mode=False)
+        cli.main([*args, "--help"] if args in ([], ["evaluate"]) else args, prog_name="gnothi", standalone_mode=False)
     except click.UsageError as error:
         message = error.format_message().removesuffix(".")
         leave(
