@@ -2,7 +2,8 @@
 
     python docs/write.py [--check]
 
-Between `<!-- NAME -->` and `<!-- end NAME -->` stands what the function NAME of this file returns; --check says what is out of date and leaves with 1.
+Between `<!-- NAME -->` and `<!-- end NAME -->` stands what the function NAME of this file returns; --check says what is out of date and leaves
+with 1.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def recipes() -> str:
 
 
 def view_recipes() -> str:
-    return "\n".join(["| view recipe | what it does |", "|---|---|", *(f"| `{k}` | {' '.join((v.__doc__ or '').split())} |" for k, v in VIEWS.items())])
+    return "\n".join(
+        ["| view recipe | what it does |", "|---|---|", *(f"| `{k}` | {' '.join((v.__doc__ or '').split())} |" for k, v in VIEWS.items())]
+    )
 
 
 def verbs() -> str:
@@ -100,8 +103,8 @@ def files() -> str:
 def reading() -> str:
     """Files and lines from data to step, for SimCLR on images in memory."""
     read = (
-        "contracts randomness distributed schedules losses data/arrays data/order views/crops views/photometric views/loading views/batches models/micro "
-        "models/heads methods/method methods/simclr training/objective training/optimisers training/learner"
+        "contracts randomness distributed schedules losses data/arrays data/order views/crops views/photometric views/loading views/batches "
+        "models/micro_resnet models/heads methods/method methods/simclr training/objective training/optimisers training/learner"
     ).split()
     counts = {name: len((ROOT / "gnothi" / f"{name}.py").read_text().splitlines()) for name in read}
     return f"{len(counts)} files and {sum(counts.values()):,} lines: " + ", ".join(f"{k} ({v})" for k, v in counts.items()) + "."
