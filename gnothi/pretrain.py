@@ -272,17 +272,17 @@ def _run(resolved: Resolved, folder: Path, learner: Learner, init: str | None, p
             left.unlink()  # half a file, of a run that was killed
         if saved is None:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
-        learner.sinks = sinks(resolved.spec.training, folder)
+        learner.journal.sinks = sinks(resolved.spec.training, folder)
     distributed.barrier()
     if saved is not None:
         learner.resume(saved)
-    learner.progress = progress or (Silent() if distributed.rank() else display(resolved.total, learner.number))
-    learner.progress.say(resolved.words() + (f"\ngoes on after step {learner.number}" if saved else ""))
+    learner.journal.progress = progress or (Silent() if distributed.rank() else display(resolved.total, learner.number))
+    learner.journal.progress.say(resolved.words() + (f"\ngoes on after step {learner.number}" if saved else ""))
     views: Any = learner.batches
     try:
         learner.fit()
     finally:
-        learner.progress.close()
+        learner.journal.progress.close()
         views.close()
     return finish(resolved, folder, learner, views.broken)
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
-import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -19,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gnothi import distributed
-from gnothi.contracts import Carry, GnothiError, RunError, Spec, Step, Views
+from gnothi.contracts import Carry, Spec, Step, Views
 from gnothi.models.batchnorm import synchronise
 from gnothi.randomness import seeded
 from gnothi.schedules import steps as to_steps
-from gnothi.training import checkpoint, health, optimisers
+from gnothi.training import checkpoint, health, optimisers, state
+from gnothi.training.journal import Journal
 from gnothi.training.objective import Objective
 from gnothi.training.optimisers import OptimiserSpec
-from gnothi.training.progress import Progress, Silent
+from gnothi.training.signals import Interrupted, listening
 
 
 class TrainingSpec(Spec):
@@ -68,14 +65,6 @@ class TrainingSpec(Spec):
     """Send metrics to this Weights & Biases project too (extra: wandb)."""
 
 
-class Interrupted(GnothiError):
-    """A signal stopped the run after a step; a checkpoint was written."""
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signum
-
-
 class Learner:
     """Trains any Objective on any batches.
 
@@ -88,7 +77,6 @@ class Learner:
         per_epoch: steps of an epoch.
         seed: of everything random.
         folder: the run's; None keeps nothing.
-        progress: hears how it goes.
         sample: [M, C, S, S] normalised images for health; None measures none.
         evaluate: called on marked steps with (method, step); gives fields of metrics lines.
         sinks: hear every line of metrics too.
@@ -105,14 +93,14 @@ class Learner:
         per_epoch: int,
         seed: int,
         folder: Path | None = None,
-        progress: Progress | None = None,
         sample: Tensor | None = None,
         evaluate: Callable[[nn.Module, Step], list[dict[str, Any]]] | None = None,
         sinks: Sequence[Callable[[dict[str, Any]], None]] = (),
     ) -> None:
         self.objective, self.batches, self.spec, self.optimiser_spec = objective, batches, spec, optimiser
-        self.total, self.per_epoch, self.seed, self.folder = total, per_epoch, seed, folder
-        self.progress, self.sample, self.evaluate, self.sinks = progress or Silent(), sample, evaluate, sinks
+        self.total, self.seed, self.folder, self.per_epoch = total, seed, folder, per_epoch
+        self.sample, self.evaluate = sample, evaluate
+        self.journal = Journal(folder, per_epoch, sinks)
         if spec.channels_last:
             objective.to(memory_format=torch.channels_last)
         self.optimiser = optimisers.build(optimiser, objective, objective.groups())
@@ -121,9 +109,7 @@ class Learner:
         every = {k: getattr(spec, k) for k in ("log_every", "health_every", "evaluate_every", "checkpoint_every")}
         self.every = {k: max(1, to_steps(v, per_epoch, total, setting=f"training.{k}")) for k, v in every.items()}
         self.number = 0
-        self.window: dict[str, Tensor] = {}
-        self.busy = self.seconds = self.waited = 0.0
-        self.signal = 0
+        self.seconds = 0.0
 
     def _wrap(self, objective: Objective) -> nn.Module:
         if self.spec.compile:
@@ -148,15 +134,15 @@ class Learner:
             RunError: a term is not finite.
             Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
         """
-        with self._listening():
+        with listening() as asked:
             while self.number < self.total:
                 began = time.monotonic()
                 self.step()
-                stop = self._stop_asked()
+                stop = asked()
                 if stop or self._marked("checkpoint_every"):
                     self.save()
                 self.seconds += time.monotonic() - began
-                self.progress.update(self.number)
+                self.journal.progress.update(self.number)
                 if stop and self.number < self.total:
                     raise Interrupted(f"stopped after step {self.number} of {self.total}; go on with --resume", stop)
 
@@ -164,7 +150,7 @@ class Learner:
         """One step, and what is marked to follow it."""
         began = time.monotonic()
         step = Step(self.seed, self.number, self.total)
-        views = self.objective.draw(self._batch(), step)
+        views = self.objective.draw(self.batches(self.number), step)
         terms, carries = self._backward(views, step)
         norm = self._clip()
         for p in self.objective.frozen(step):
@@ -174,28 +160,16 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         self.objective.after_step({k: distributed.merge(c) for k, c in carries.items()}, step)
         self.number += 1
-        self.busy += time.monotonic() - began
-        self._note(terms | {"gradient_norm": norm})
+        self.journal.note(terms | {"gradient_norm": norm}, time.monotonic() - began)
         if self._marked("log_every"):
             self._log(step, rates, len(views.index) * distributed.world())
         if self._marked("health_every") and self.sample is not None:
-            self._health(self.sample, step)
+            values = health.measure(self.objective.method, self.sample, step)
+            self.journal.refuse(values, self.number)
+            self.journal.write("health", self.number, self.seconds, values)
         if self._marked("evaluate_every") and self.evaluate is not None:
             for line in self.evaluate(self.objective.method, step):
-                self._write({"kind": "evaluation", **line})
-
-    def _health(self, sample: Tensor, step: Step) -> None:
-        values = health.measure(self.objective.method, sample, step)
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise RunError(self._not_finite(name, value))
-        self._write({"kind": "health", **values})
-
-    def _batch(self) -> Views:
-        views = self.batches(self.number)
-        if self.spec.channels_last:
-            object.__setattr__(views, "images", tuple(i.contiguous(memory_format=torch.channels_last) for i in views.images))
-        return views
+                self.journal.write("evaluation", self.number, self.seconds, line)
 
     def _backward(self, views: Views, step: Step) -> tuple[dict[str, Tensor], dict[str, Carry]]:
         """Objective and its gradient, a micro-batch at a time; carries of micro-batches merge."""
@@ -218,22 +192,15 @@ class Learner:
         """Stop at a term that is not finite: at once on a CPU, at the next line of metrics elsewhere, where a look costs a wait."""
         if next(iter(terms.values())).device.type == "cpu":
             values = distributed.mean(torch.stack([v.double() for v in terms.values()]))  # all processes stop, not one
-            for name, value in zip(terms, values.tolist(), strict=True):
-                if not math.isfinite(value):
-                    raise RunError(self._not_finite(name, value))
-
-    def _not_finite(self, name: str, value: float) -> str:
-        saved = checkpoint.newest(self.folder) if self.folder else None
-        last = f"last checkpoint: {saved}" if saved else "no checkpoint yet"
-        return f'term "{name}" became {value} at step {self.number + 1}; lower optimiser.lr or set training.clip; {last}'
+            self.journal.refuse(dict(zip(terms, values.tolist(), strict=True)), self.number + 1)
 
     def _clip(self) -> Tensor:
         """Clip gradients, and give their norm as it was before."""
         grads = [[p.grad for p in part.parameters() if p.grad is not None] for part in self.objective.parts()]
         norms = [torch.nn.utils.get_total_norm(g) for g in grads if g]
         norm = torch.stack([n.square() for n in norms]).sum().sqrt()
-        if norm.device.type == "cpu" and not math.isfinite(float(norm)):
-            raise RunError(self._not_finite("gradient_norm", float(norm)))
+        if norm.device.type == "cpu":
+            self.journal.refuse({"gradient_norm": float(norm)}, self.number + 1)
         if self.spec.clip is not None and self.spec.clip_kind == "global":
             scale = (self.spec.clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_([g for part in grads for g in part], scale)
@@ -245,101 +212,22 @@ class Learner:
     def _marked(self, name: str) -> bool:
         return self.number % self.every[name] == 0 or self.number == self.total
 
-    def _note(self, terms: dict[str, Tensor]) -> None:
-        """Add this step to the sums of the window, on the device."""
-        for name, value in (terms | {"steps": torch.ones(())}).items():
-            self.window[name] = self.window[name] + value.detach() if name in self.window else value.detach().clone()
-
-    def _log(self, step: Step, rates: tuple[float, float], batch: int) -> None:
+    def _log(self, step: Step, rates: tuple[float, float], images: int) -> None:
         """Write the means since the last line."""
-        n = float(self.window.pop("steps"))
-        means = {k: float(distributed.mean(v)) / n for k, v in self.window.items()}
-        norm = means.pop("gradient_norm")
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise RunError(self._not_finite(name, value))
+        line = self.journal.means(self.number, images, getattr(self.batches, "waited", 0.0))
         weights = self.objective.weights(step)
-        waited = getattr(self.batches, "waited", 0.0)
-        line = {
-            "kind": "train",
-            "loss": sum(weights.get(k, 0.0) * v for k, v in means.items()),
-            "terms": means,
-            "weights": weights,
-            "lr": rates[0],
-            "weight_decay": rates[1],
-            "gradient_norm": norm,
-            "images_per_second": round(batch * n / max(self.busy, 1e-9), 1),
-            "waiting": round((waited - self.waited) / max(self.busy, 1e-9), 4),
-        }
-        momentum = self.objective.method.space.momentum(step)
-        self.window, self.busy, self.waited = {}, 0.0, waited
-        self._write(line | ({} if momentum is None else {"momentum": momentum}))
+        line |= {"loss": sum(weights.get(k, 0.0) * v for k, v in line["terms"].items()), "weights": weights, "lr": rates[0], "weight_decay": rates[1]}
+        if (momentum := self.objective.method.space.momentum(step)) is not None:
+            line["momentum"] = momentum
+        self.journal.write("train", self.number, self.seconds, line)
 
-    def _write(self, line: dict[str, Any]) -> None:
-        """Append a line of metrics, and show it."""
-        line = {"kind": line["kind"], "step": self.number, "epoch": self.number / self.per_epoch, "seconds": round(self.seconds, 3), **line}
-        if line["kind"] == "evaluation":
-            self.progress.update(self.number, {line["metric"]: line["value"]})
-        self.progress.update(self.number, line if line["kind"] == "train" else None)
-        if self.folder is not None and distributed.rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            for sink in self.sinks:
-                sink(line)
-
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as the wish to stop after this step."""
-
-        def hear(signum: int, frame: FrameType | None) -> None:
-            if self.signal == signum == signal.SIGINT:
-                raise KeyboardInterrupt  # asked twice
-            self.signal = signum
-
-        try:
-            before = {s: signal.signal(s, hear) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: whoever called listens
-            before = {}
-        try:
-            yield
-        finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)
-
-    def _stop_asked(self) -> int:
-        """The signal that came, to any of the processes."""
-        if distributed.world() == 1:
-            return self.signal
-        return max(distributed.gather_objects(self.signal))
-
-    # ---- state ----------------------------------------------------------------------------------
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
-        names: dict[Tensor, str] = {p: n for n, p in self.objective.named_parameters()}
-        tensors = dict(self.objective.state_dict())
-        for p, values in self.optimiser.state.items():
-            tensors |= {f"optimiser.{k}.{names[p]}": v for k, v in values.items() if v is not None}
-        return tensors | {f"window.{k}": v for k, v in self.window.items()}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what ``state`` gave."""
-        own = {k: v for k, v in tensors.items() if not k.startswith(("optimiser.", "window."))}
-        self.objective.load_state_dict(own)
-        for name, p in self.objective.named_parameters():
-            for key in ("momentum_buffer", "step", "exp_avg", "exp_avg_sq"):
-                if (value := tensors.get(f"optimiser.{key}.{name}")) is not None:
-                    # In the parameter's own memory format; fused optimisers ask for that.
-                    self.optimiser.state[p][key] = torch.empty_like(p).copy_(value) if value.shape == p.shape and key != "step" else value
-        self.window = {
-            k.removeprefix("window."): v.to(next(self.objective.parameters()).device) for k, v in tensors.items() if k.startswith("window.")
-        }
+        return state.of(self.objective, self.optimiser, self.journal.window)
 
     def save(self) -> None:
         """Write a checkpoint."""
-        if self.folder is None:
-            return
-        if distributed.rank() == 0:
+        if self.folder is not None and distributed.rank() == 0:
             broken = {k: list(v) for k, v in getattr(self.batches, "broken", {}).items()}
             about = {"total": self.total, "per_epoch": self.per_epoch, "seed": self.seed, "seconds": round(self.seconds, 3), "broken": broken}
             checkpoint.write(self.folder, self.number, self.state(), about, self.spec.keep)
@@ -348,21 +236,9 @@ class Learner:
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint: as if the run had never stopped."""
         tensors, about = checkpoint.read(path)
-        self.load_state(tensors)
+        self.journal.window = state.restore(tensors, self.objective, self.optimiser)
         self.number, self.seconds = about["step"], about["seconds"]
         if hasattr(self.batches, "broken"):
             self.batches.broken.update({k: tuple(v) for k, v in about["broken"].items()})
-        if self.folder is not None and distributed.rank() == 0:
-            metrics = self.folder / "metrics.jsonl"
-            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-            kept = [line for line in lines if _step_of(line) <= self.number]
-            checkpoint.write_text(metrics, "".join(f"{line}\n" for line in kept))
+        self.journal.cut(self.number)
         distributed.barrier()
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of metrics; a line that a kill cut short counts as not written."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf

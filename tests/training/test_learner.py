@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from gnothi.auxiliary import AuxiliarySpec
 from gnothi.contracts import RunError, Step, Views
 from gnothi.training import checkpoint
-from gnothi.training.learner import Interrupted, Learner
+from gnothi.training.learner import Learner
 from gnothi.training.objective import Objective
+from gnothi.training.signals import Interrupted
 
 ACCUMULATING = tuple(n for n, (_, m) in toys.METHODS.items() if m.accumulates)
 
@@ -145,7 +146,7 @@ def test_measuring_and_logging_change_nothing_of_the_run(tmp_path: Path) -> None
 def test_clipping_equals_torch_s(kind: str) -> None:
     run = toys.learner(objective("simclr"), toys.Feed(), training={"clip": 0.02, "clip_kind": kind})
     step = Step(0, 2, 8)
-    run._backward(run._batch(), step)
+    run._backward(run.batches(run.number), step)
     grads = [p.grad.clone() for p in run.objective.parameters()]
     copies = [nn.Parameter(torch.zeros_like(g)) for g in grads]
     for c, g in zip(copies, grads, strict=True):

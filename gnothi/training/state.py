@@ -1,0 +1,34 @@
+"""Everything that the next step depends on, as tensors by name, and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+OPTIMISER, WINDOW = "optimiser.", "window."
+"""How names begin that are not the objective's own."""
+
+
+def of(objective: nn.Module, optimiser: torch.optim.Optimizer, window: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters, teachers and memories; the optimiser's buffers by the names of their parameters; sums since the last line of metrics."""
+    names: dict[Tensor, str] = {p: n for n, p in objective.named_parameters()}
+    tensors = dict(objective.state_dict())
+    for p, values in optimiser.state.items():
+        tensors |= {f"{OPTIMISER}{key}.{names[p]}": value for key, value in values.items() if value is not None}
+    return tensors | {f"{WINDOW}{name}": value for name, value in window.items()}
+
+
+def restore(tensors: dict[str, Tensor], objective: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Put back what ``of`` gave.
+
+    Returns:
+        The sums since the last line of metrics.
+    """
+    objective.load_state_dict({k: v for k, v in tensors.items() if not k.startswith((OPTIMISER, WINDOW))})
+    for name, p in objective.named_parameters():
+        for key in ("momentum_buffer", "step", "exp_avg", "exp_avg_sq"):
+            if (value := tensors.get(f"{OPTIMISER}{key}.{name}")) is not None:
+                # In the parameter's own memory format; fused optimisers ask for that.
+                optimiser.state[p][key] = value if key == "step" else torch.empty_like(p).copy_(value)
+    device = next(objective.parameters()).device
+    return {k.removeprefix(WINDOW): v.to(device) for k, v in tensors.items() if k.startswith(WINDOW)}
