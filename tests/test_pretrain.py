@@ -23,8 +23,8 @@ from gnothi.auxiliary import AUXILIARIES, AuxiliarySpec
 from gnothi.contracts import DataError, GnothiError, SettingError
 from gnothi.randomness import generator
 from gnothi.training import checkpoint
-from gnothi.training.signals import Interrupted
 from gnothi.training.progress import Silent
+from gnothi.training.signals import Interrupted
 
 N, SIZE, BATCH, STEPS = 48, 16, 8, 24
 SETTINGS: dict[str, Any] = {

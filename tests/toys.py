@@ -13,9 +13,10 @@ from gnothi.auxiliary import Auxiliary, AuxiliarySpec
 from gnothi.contracts import Block, Carry, Encoding, Outputs, Step, Views, Want
 from gnothi.methods import METHODS, Method
 from gnothi.randomness import generator, seeded
-from gnothi.training.learner import Learner, TrainingSpec
+from gnothi.training.learner import Learner
 from gnothi.training.objective import Objective
 from gnothi.training.optimisers import OptimiserSpec
+from gnothi.training.spec import TrainingSpec
 
 NAMES = tuple(METHODS)
 MULTI_CROP = tuple(name for name, (_, method) in METHODS.items() if method.multi_crop)
@@ -160,3 +161,27 @@ def learner(
     spec = TrainingSpec(**{"log_every": "3 steps", "health_every": "2 steps", "checkpoint_every": "3 steps", **(training or {})})
     rates = OptimiserSpec(**{"name": "sgd", "lr": 0.05, "weight_decay": 0.01, "warm_up": "2 steps", **(optimiser or {})})
     return Learner(objective, feed, spec=spec, optimiser=rates, total=total, per_epoch=2, seed=0, **more)
+
+
+class Patterns:
+    """Smooth random patterns, something to learn from: views differ by a shift, a flip, brightness, contrast and noise."""
+
+    def __init__(self, n: int = 256, b: int = 32) -> None:
+        self.images = F.interpolate(torch.randn(n, 3, 5, 5, generator=generator(0, "patterns")), (16, 16), mode="bicubic")
+        self.b = b
+
+    def sample(self) -> Tensor:
+        return self.images[:, :, 2:14, 2:14]
+
+    def __call__(self, number: int) -> Views:
+        g = generator(0, "pattern views", number)
+        index = torch.randint(len(self.images), (self.b,), generator=g)
+        flat = torch.zeros(2, self.b)
+        return Views(tuple(self._view(self.images[index], g) for _ in range(2)), torch.zeros(2, self.b, 4), flat.bool(), flat.long(), 2, index)
+
+    def _view(self, x: Tensor, g: torch.Generator) -> Tensor:
+        top, left = torch.randint(5, (2,), generator=g).tolist()
+        x = x[:, :, top : top + 12, left : left + 12]
+        x = torch.where(torch.rand(self.b, 1, 1, 1, generator=g) < 0.5, x.flip(3), x)
+        gain, shift = 0.7 + 0.6 * torch.rand(self.b, 1, 1, 1, generator=g), 0.2 * torch.randn(self.b, 3, 1, 1, generator=g)
+        return gain * x + shift + 0.1 * torch.randn(x.shape, generator=g)
