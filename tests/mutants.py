@@ -1,0 +1,178 @@
+"""Breaks a copy of gnothi in each of the ways that mutants.toml lists, one at a time, and sees whether the tests named there notice.
+
+python tests/mutants.py [WORD ...] [--list]: WORDs choose the mutants whose description or file holds one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("gnothi", "tests", "docs", "README.md", "pyproject.toml")
+PROCESSES = 2
+LONGEST = 600.0
+"""Seconds that the tests of one mutant may take."""
+SAID = "said.txt"
+"""What pytest prints, in a copy."""
+# Processes begin as copies of one that has imported what takes long and is never broken.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torchvision", "timm", "lightly.loss", "sklearn.linear_model", "scipy.stats", "skimage.feature"])
+
+
+class Rotten(Exception):
+    """The list or the tests are not as they should be; nothing can be said of the mutants."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One breakage: ``old``, which stands in ``file`` exactly once, becomes ``new``, and one of ``tests`` must fail."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def check(self) -> None:
+        """Refuse a breakage that no longer fits the code."""
+        found = (ROOT / self.file).read_text(encoding="utf-8").count(self.old)
+        if found != 1 or self.old == self.new or not self.tests:
+            raise Rotten(f"{self.what}: its text must stand once in {self.file}, stands {found} times:\n{self.old}")
+
+
+def listed() -> list[Mutant]:
+    """All of mutants.toml."""
+    content = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return [Mutant(one["what"], one["file"], one["old"], one["new"], tuple(one["tests"])) for one in content["mutant"]]
+
+
+def copy(to: Path) -> Path:
+    """A copy of the code and its tests."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(ROOT / name, to / name)
+    return to
+
+
+def run(folder: Path, tests: tuple[str, ...]) -> tuple[str | None, str]:
+    """Run tests in a copy until one fails: its name, None where all pass, and what pytest said."""
+    process = CONTEXT.Process(target=_tests, args=(folder, tests))
+    process.start()
+    process.join(LONGEST)
+    if process.is_alive():
+        process.kill()
+        raise Rotten(f"no end after {LONGEST:g} s: {' '.join(tests)}")
+    said = (folder / SAID).read_text(encoding="utf-8", errors="replace")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.M)
+    if process.exitcode not in (0, 1) or (failed is None) != (process.exitcode == 0):
+        raise Rotten(f"pytest could not run {' '.join(tests)}:\n{said}")
+    return (failed[1] if failed else None), said
+
+
+def _tests(folder: Path, tests: tuple[str, ...]) -> None:
+    """In a process of its own: run pytest in a copy, whose gnothi comes before an installed one."""
+    os.chdir(folder)
+    with open(SAID, "w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    # No byte code: a file that is changed and changed back within a second would keep that of its mutant.
+    sys.dont_write_bytecode = True
+    os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.path.insert(0, str(folder))
+    found = importlib.util.find_spec("gnothi")
+    if found is None or found.origin != str(folder / "gnothi" / "__init__.py"):
+        sys.exit(f"gnothi would come from {found and found.origin}")
+    import pytest
+
+    sys.exit(int(pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", "--assert=plain", "-x", "-q", "-rfE", "--tb=line", *tests])))
+
+
+def broken(folder: Path, mutant: Mutant) -> str | None:
+    """The test that notices a mutant, None where it survives."""
+    path = folder / mutant.file
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        return run(folder, mutant.tests)[0]
+    finally:
+        path.write_text(whole, encoding="utf-8")
+
+
+def unbroken(folder: Path, tests: tuple[str, ...]) -> None:
+    """Refuse tests that fail without any mutant."""
+    failed, said = run(folder, tests)
+    if failed is not None:
+        raise Rotten(f"{failed} fails without any mutant:\n{said}")
+
+
+def main() -> int:
+    """Say of each mutant what noticed it; 0 where all were noticed, 1 where one survived, 2 where the list or a test is rotten."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only mutants whose description or file holds one of these")
+    parser.add_argument("--list", action="store_true", help="list them and run nothing")
+    asked = parser.parse_args()
+    mutants = [m for m in listed() if not asked.words or any(word in f"{m.what} {m.file}" for word in asked.words)]
+    for mutant in mutants:
+        mutant.check()
+    if asked.list:
+        print(*(f"{m.what} ({m.file})" for m in mutants), sep="\n")
+        return 0
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutants.") as temporary:
+        survived = survivors(mutants, [copy(Path(temporary) / str(i)) for i in range(PROCESSES)])
+    print(f"{len(mutants) - survived} caught, {survived} survived, in {time.monotonic() - began:.0f} s")
+    return 1 if survived else 0
+
+
+def survivors(mutants: list[Mutant], folders: list[Path]) -> int:
+    """Try each mutant in a copy that is free, after all tests passed without; how many survived."""
+    free: SimpleQueue[Path] = SimpleQueue()
+    for folder in folders:
+        free.put(folder)
+
+    def within(mutant: Mutant) -> str | None:
+        folder = free.get()
+        try:
+            return broken(folder, mutant)
+        finally:
+            free.put(folder)
+
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    files = sorted({test.partition("::")[0] for test in tests})
+    parts = [tuple(t for t in tests if t.partition("::")[0] in files[i :: len(folders)]) for i in range(len(folders))]
+    survived = 0
+    with ThreadPoolExecutor(len(folders)) as pool:
+        list(pool.map(unbroken, *zip(*((f, p) for f, p in zip(folders, parts, strict=True) if p), strict=True)))
+        futures = {pool.submit(within, mutant): mutant for mutant in mutants}
+        try:
+            for future in as_completed(futures):
+                by, mutant = future.result(), futures[future]
+                survived += by is None
+                print(f"SURVIVED  {mutant.what} ({mutant.file})" if by is None else f"caught    {mutant.what}: {by}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return survived
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Rotten as error:
+        print(f"mutants: {error}", file=sys.stderr)
+        sys.exit(2)
