@@ -101,10 +101,10 @@ def files() -> str:
 
 
 def reading() -> str:
-    """Files and lines from data to step, for SimCLR on images in memory."""
+    """Files and lines from data to step, for SimCLR on images in memory and one process."""
     read = (
-        "contracts randomness distributed schedules losses data/arrays data/order views/crops views/photometric views/loading views/batches "
-        "models/micro_resnet models/heads methods/method methods/simclr training/objective training/optimisers training/learner"
+        "contracts losses data/order views/crops views/photometric views/loading views/batches models/micro_resnet models/heads methods/method "
+        "methods/simclr training/objective training/learner"
     ).split()
     counts = {name: len((ROOT / "gnothi" / f"{name}.py").read_text().splitlines()) for name in read}
     return f"{len(counts)} files and {sum(counts.values()):,} lines: " + ", ".join(f"{k} ({v})" for k, v in counts.items()) + "."

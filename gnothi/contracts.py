@@ -14,14 +14,8 @@ from torch import Tensor
 
 from gnothi.randomness import generator
 
+
 # ---- errors -------------------------------------------------------------------------------------
-# GnothiError           one line for the person; the command line prints it and leaves with `exit_code`
-# ├── SettingError      a setting, name or option that cannot be
-# ├── DataError         images, labels or a path that cannot be used
-# ├── EncoderError      an encoder name, run folder or feature file that cannot be used
-# └── RunError          a run that had to stop (exit code 1)
-
-
 class GnothiError(Exception):
     """A mistake in one line: what, the rule, what was found, the nearest right thing."""
 
@@ -199,20 +193,6 @@ class Views:
             masks=None if self.masks is None else self.masks[:, part],
             extra={k: v.rows(part) for k, v in self.extra.items()},
             drawn={k: v[part] for k, v in self.drawn.items()},
-        )
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Views:
-        """Apply ``change`` to every tensor: to move a batch to a device."""
-        return replace(
-            self,
-            images=tuple(map(change, self.images)),
-            boxes=change(self.boxes),
-            flips=change(self.flips),
-            turns=change(self.turns),
-            index=change(self.index),
-            masks=None if self.masks is None else change(self.masks),
-            extra={k: v.map(change) for k, v in self.extra.items()},
-            drawn={k: change(v) for k, v in self.drawn.items()},
         )
 
 

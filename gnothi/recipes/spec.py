@@ -21,8 +21,8 @@ from gnothi.methods.simsiam import SimSiamSpec
 from gnothi.methods.swav import SwAVSpec
 from gnothi.methods.vicreg import VICRegSpec
 from gnothi.models.backbone import BackboneSpec
-from gnothi.training.learner import TrainingSpec
 from gnothi.training.optimisers import OptimiserSpec
+from gnothi.training.spec import TrainingSpec
 
 AnyMethodSpec = Annotated[SimCLRSpec | MoCoSpec | BYOLSpec | SimSiamSpec | SwAVSpec | DINOSpec | BarlowSpec | VICRegSpec, Field(discriminator="name")]
 

@@ -3,66 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gnothi import distributed
-from gnothi.contracts import Carry, Spec, Step, Views
-from gnothi.models.batchnorm import synchronise
+from gnothi.contracts import Carry, Step, Views
 from gnothi.randomness import seeded
 from gnothi.schedules import steps as to_steps
-from gnothi.training import checkpoint, health, optimisers, state
+from gnothi.training import checkpoint, health, optimisers, parallel, state
 from gnothi.training.journal import Journal
 from gnothi.training.objective import Objective
 from gnothi.training.optimisers import OptimiserSpec
 from gnothi.training.signals import Interrupted, listening
-
-
-class TrainingSpec(Spec):
-    """How long, in what portions, and what happens along the way."""
-
-    epochs: float | None = Field(default=None, gt=0)
-    """Passes over the data. None: by a rule of the recipe."""
-    batch: int | None = Field(default=None, gt=1)
-    """Images a step, over all processes. None: by a rule of the recipe."""
-    accumulate: int = Field(default=1, gt=0)
-    """Micro-batches a step, where the method's loss is a mean over images."""
-    clip: float | None = Field(default=None, gt=0)
-    """Largest norm of the gradient. None: not clipped."""
-    clip_kind: Literal["global", "tensor"] = "global"
-    """Norm of all gradients together, or of each tensor's (as DINO's code)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the networks' matrix products; bf16 where the processor has it."""
-    channels_last: bool = True
-    """Memory format of images and convolutions; the faster one nearly everywhere."""
-    compile: bool = False
-    """Compile the backbone; pays on long runs."""
-    threads: int | None = Field(default=None, gt=0)
-    """Compute threads. None: all cores, less the loader processes. Recorded in the run, so that a resumed run repeats it bit for bit."""
-    workers: int | None = Field(default=None, ge=0)
-    """Loader processes. None: none for images in memory, else by the number of cores."""
-    log_every: str = "0.5%"
-    """How often a line of metrics is written."""
-    health_every: str = "5%"
-    """How often health is measured."""
-    evaluate_every: str = "10%"
-    """How often k-NN runs on the part held out."""
-    checkpoint_every: str = "5%"
-    """How often a checkpoint is written."""
-    keep: int = Field(default=2, gt=0)
-    """How many checkpoints stay."""
-    tensorboard: bool = False
-    """Write metrics for TensorBoard into the run's folder too (extra: tensorboard)."""
-    wandb: str | None = None
-    """Send metrics to this Weights & Biases project too (extra: wandb)."""
+from gnothi.training.spec import TrainingSpec
 
 
 class Learner:
@@ -104,28 +63,12 @@ class Learner:
         if spec.channels_last:
             objective.to(memory_format=torch.channels_last)
         self.optimiser = optimisers.build(optimiser, objective, objective.groups())
-        self.module: Any = self._wrap(objective)
+        self.module: Any = parallel.wrap(objective, spec.compile)
         self.warm_up = to_steps(optimiser.warm_up, per_epoch, total, setting="optimiser.warm_up") / total
         every = {k: getattr(spec, k) for k in ("log_every", "health_every", "evaluate_every", "checkpoint_every")}
         self.every = {k: max(1, to_steps(v, per_epoch, total, setting=f"training.{k}")) for k, v in every.items()}
         self.number = 0
         self.seconds = 0.0
-
-    def _wrap(self, objective: Objective) -> nn.Module:
-        if self.spec.compile:
-            for m in (objective.method.backbone, objective.method.slow):
-                if m is not None:
-                    m.compile()
-        if distributed.world() == 1:
-            return objective
-        if next(objective.parameters()).is_cuda:
-            objective.method = nn.SyncBatchNorm.convert_sync_batchnorm(objective.method)
-        else:
-            synchronise(objective)
-        # Buffers are the same on every process already; torch renamed the switch that says so.
-        known = inspect.signature(DistributedDataParallel.__init__).parameters
-        switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(objective, **{switch: False})  # type: ignore[arg-type]
 
     def fit(self) -> None:
         """Train to the last step.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gnothi.contracts import SettingError
-from gnothi.training.learner import TrainingSpec
+from gnothi.training.spec import TrainingSpec
 
 Sink = Callable[[dict[str, Any]], None]
 

@@ -1,0 +1,30 @@
+"""What an objective is wrapped in: compilation, and DDP with BatchNorm over all processes."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gnothi.distributed import world
+from gnothi.models.batchnorm import synchronise
+from gnothi.training.objective import Objective
+
+
+def wrap(objective: Objective, compiled: bool) -> nn.Module:
+    """The module that the loop calls: the objective itself on one process."""
+    if compiled:
+        for m in (objective.method.backbone, objective.method.slow):
+            if m is not None:
+                m.compile()
+    if world() == 1:
+        return objective
+    if next(objective.parameters()).is_cuda:
+        objective.method = nn.SyncBatchNorm.convert_sync_batchnorm(objective.method)
+    else:
+        synchronise(objective)
+    # Buffers are the same on every process already; torch renamed the switch that says so.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(objective, **{switch: False})  # type: ignore[arg-type]

@@ -1,0 +1,48 @@
+"""Settings of the loop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from gnothi.contracts import Spec
+
+
+class TrainingSpec(Spec):
+    """How long, in what portions, and what happens along the way."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data. None: by a rule of the recipe."""
+    batch: int | None = Field(default=None, gt=1)
+    """Images a step, over all processes. None: by a rule of the recipe."""
+    accumulate: int = Field(default=1, gt=0)
+    """Micro-batches a step, where the method's loss is a mean over images."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient. None: not clipped."""
+    clip_kind: Literal["global", "tensor"] = "global"
+    """Norm of all gradients together, or of each tensor's (as DINO's code)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the networks' matrix products; bf16 where the processor has it."""
+    channels_last: bool = True
+    """Memory format of images and convolutions; the faster one nearly everywhere."""
+    compile: bool = False
+    """Compile the backbone; pays on long runs."""
+    threads: int | None = Field(default=None, gt=0)
+    """Compute threads. None: all cores, less the loader processes. Recorded in the run, so that a resumed run repeats it bit for bit."""
+    workers: int | None = Field(default=None, ge=0)
+    """Loader processes. None: none for images in memory, else by the number of cores."""
+    log_every: str = "0.5%"
+    """How often a line of metrics is written."""
+    health_every: str = "5%"
+    """How often health is measured."""
+    evaluate_every: str = "10%"
+    """How often k-NN runs on the part held out."""
+    checkpoint_every: str = "5%"
+    """How often a checkpoint is written."""
+    keep: int = Field(default=2, gt=0)
+    """How many checkpoints stay."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard into the run's folder too (extra: tensorboard)."""
+    wandb: str | None = None
+    """Send metrics to this Weights & Biases project too (extra: wandb)."""
