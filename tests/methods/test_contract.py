@@ -7,7 +7,9 @@ import pytest
 import torch
 import toys
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from gnothi import losses
 from gnothi.contracts import Want
 from gnothi.methods import Method
 from gnothi.models.teacher import batch_statistics, follow, twin
@@ -89,6 +91,25 @@ def test_targets_take_no_gradient(name: str) -> None:
     for branch in outputs.target:
         assert not any(x.requires_grad for x in (branch.encoding.pooled, *branch.said))
     assert not method.space.targets([b.said for b in outputs.target], step).requires_grad
+
+
+@pytest.mark.parametrize("name", ["simclr", "barlow", "vicreg"])
+def test_both_views_learn_where_there_is_no_target(name: str) -> None:
+    """The gradient with respect to either view's features is that of the pure loss."""
+    method, views, step = toys.method(name), toys.views(6), toys.step()
+    outputs = method(views, Want(), step)
+    pooled = [b.encoding.pooled for b in outputs.online]
+    found = torch.autograd.grad(method.loss(views, outputs, step)[0][name], pooled, retain_graph=True)
+    a, b = (method.space.head(x).projection for x in pooled)
+    s = method.spec
+    pure = {
+        "simclr": lambda: losses.nt_xent(a, b, s.temperature),
+        "barlow": lambda: losses.barlow(a, b, s.trade_off),
+        "vicreg": lambda: losses.vicreg(a, b, s.invariance, s.variance, s.covariance),
+    }
+    for ours, theirs in zip(found, torch.autograd.grad(pure[name](), pooled), strict=True):
+        assert theirs.abs().max() > 1e-6
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_without_the_stop_gradient_simsiam_s_targets_learn() -> None:
@@ -201,6 +222,21 @@ def test_the_newest_projections_stand_first_in_swav_s_queue() -> None:
         for crop in range(2):
             newest = outputs.target[crop].said.projection
             torch.testing.assert_close(method.space.queue[crop], torch.cat([newest, before[crop]])[:8])
+
+
+def test_swav_s_queue_takes_part_once_it_is_full() -> None:
+    """Six rows a step fill a queue of twelve in two steps; before, and before its start, the batch is balanced alone."""
+    for start, first in ((0.1, 2), (0.5, 5)):
+        space = toys.method("swav", queue=12, queue_start=start).space
+        space.queue.copy_(torch.stack([F.normalize(toys.spherical(12, 8, seed), dim=-1) for seed in (1, 2)]))
+        said = space.say([toys.spherical(6, 12, seed) for seed in (3, 4)])
+        for number in range(10):
+            parts = []
+            for crop, s in enumerate(said):
+                more = [space.head.predict(space.queue[crop])] if number >= first else []
+                parts.append(losses.sinkhorn(torch.cat([s.prediction, *more]), space.spec.epsilon, space.spec.iterations)[:6])
+            torch.testing.assert_close(space.targets(said, toys.step(number)), torch.cat(parts))
+        assert (parts[0] - losses.sinkhorn(said[0].prediction, space.spec.epsilon, space.spec.iterations)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["swav", "dino"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -97,6 +98,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
         checkpoint.replace_file(path, fails)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[tuple[str, int]] = []
+    named = Path.replace
+
+    def name(temporary: Path, path: Path) -> Path:
+        happened.append(("named", temporary.stat().st_ino))
+        return named(temporary, path)
+
+    monkeypatch.setattr(os, "fsync", lambda file: happened.append(("flushed", os.fstat(file).st_ino)))
+    monkeypatch.setattr(Path, "replace", name)
+    checkpoint.write_text(tmp_path / "spec.json", "new")
+    number = (tmp_path / "spec.json").stat().st_ino
+    assert happened == [("flushed", number), ("named", number)]
 
 
 def test_the_digest_sees_names_types_shapes_and_bits() -> None:

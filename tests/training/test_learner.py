@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 import toys
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gnothi.auxiliary import AuxiliarySpec
-from gnothi.contracts import RunError, Step, Views
+from gnothi.contracts import Encoding, RunError, Step, Views, Want
 from gnothi.training import checkpoint
 from gnothi.training.learner import Learner
 from gnothi.training.objective import Objective
@@ -62,6 +64,39 @@ def test_a_run_stopped_and_resumed_equals_an_unbroken_one_bit_for_bit(name: str,
     assert same(whole.state(), second.state())
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
     assert feeds["whole"].met == feeds["first"].met + feeds["second"].met == list(range(8))
+
+
+class Dropping(toys.ToyBackbone):
+    """Drops half of the pooled features; ``kept`` says which were left, a pass each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+
+    def forward(self, images: Tensor, want: Want = Want(), mask: Tensor | None = None) -> Encoding:
+        encoding = super().forward(images, want, mask)
+        left = F.dropout(torch.ones_like(encoding.pooled), 0.5, self.training)
+        self.kept.append(left)
+        return replace(encoding, pooled=encoding.pooled * left)
+
+
+def test_dropout_is_that_of_the_step_also_after_a_stop(tmp_path: Path) -> None:
+    def run(global_seed: int, steps: int, resume: bool = False) -> tuple[list[Tensor], Learner]:
+        torch.manual_seed(global_seed)  # what happened before must not matter
+        learner = toys.learner(objective("simclr", backbone=Dropping), toys.Feed(), total=4, folder=tmp_path)
+        if resume:
+            learner.resume(checkpoint.newest(tmp_path))
+        for _ in range(steps):
+            learner.step()
+        return learner.objective.method.backbone.kept, learner
+
+    whole, unbroken = run(1, 4)
+    first, stopped = run(2, 2)
+    stopped.save()
+    second, resumed = run(3, 2, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole, [*first, *second], strict=True))
+    assert same(unbroken.state(), resumed.state())
+    assert len({tuple(kept.flatten().tolist()) for kept in whole}) == len(whole)
 
 
 def test_lines_written_after_the_checkpoint_are_dropped_on_resume_and_so_is_half_a_line(tmp_path: Path) -> None:
@@ -167,6 +202,21 @@ def test_a_frozen_layer_neither_moves_nor_coasts_through_a_run(name: str) -> Non
     for number in range(6):
         run.step()
         assert torch.equal(run.objective.method.space.head.last.weight, start) == (number < 4), number
+
+
+@pytest.mark.parametrize("name", toys.TEACHERS)
+def test_the_teacher_follows_the_student_as_it_is_after_the_step(name: str) -> None:
+    """Algorithm 1 of DINO and of MoCo v3: the optimiser first, then the teacher."""
+    run = toys.learner(Objective(toys.method(name, momentum=0.5)), toys.Feed(dtype=torch.float64), optimiser={"warm_up": "0 steps"})
+    method = run.objective.method
+    for slow, online in ((method.slow, method.backbone), (method.space.slow, method.space.head)):
+        before, old = toys.parameters(slow), toys.parameters(online)
+        momentum = method.space.momentum(Step(0, run.number, run.total))
+        run.step()
+        new = toys.parameters(online)
+        for key in before:
+            torch.testing.assert_close(slow.state_dict()[key], momentum * before[key] + (1 - momentum) * new[key], rtol=0, atol=1e-14)
+        assert any((new[key] - old[key]).abs().max() > 1e-6 for key in old)
 
 
 # ---- accumulation -------------------------------------------------------------------------------

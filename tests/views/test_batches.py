@@ -130,6 +130,12 @@ def test_crops_of_one_image_differ_and_steps_differ():
     assert not torch.equal(views.boxes, later.boxes) and not set(views.index.tolist()) & set(later.index.tolist())
 
 
+def test_crops_of_one_image_get_different_colours():
+    whole = CropSpec(size=16, area=(1, 1), aspect=(1, 1), flip=0, photometric=PhotometricSpec(jitter=1.0, brightness=0.9))
+    first, second = batches(array(), ViewsSpec(global_crops=(whole, whole)))(2).images
+    assert all(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def test_an_auxiliary_gets_its_own_crops_and_moves_nothing_of_the_method():
     source = array()
     alone, beside = batches(source)(4), batches(source, extra={"jigsaw": (LARGE, SMALL)})(4)
