@@ -23,7 +23,7 @@ from gnothi import cli
 from gnothi.randomness import generator
 from gnothi.training import checkpoint
 
-SMALL = ("--epochs", "2", "--set", "training.batch=16", "--set", "training.threads=1", "--set", "backbone.args.widths=[4,4,8,8]")
+SMALL = ("--epochs", "2", "--set", "training.batch=16", "--set", "training.threads=1", "--set", "backbone.args.widths=[16,16,16,16]")
 SMALL += ("--set", "method.hidden=16", "--set", "method.out=8")
 TIMES = ("seconds", "images_per_second", "waiting")
 N, SIZE = 64, 16
@@ -236,7 +236,7 @@ def test_a_package_that_is_not_installed_is_named_before_anything_is_written(wor
 
 def test_weights_of_another_architecture_are_refused_as_a_start(run: dict[str, Any], work: Path) -> None:
     before = everything(work)
-    done = gnothi(*TRAIN, "--init", "runs/tiny", "--set", "backbone.args.widths=[4,4,8,6]")
+    done = gnothi(*TRAIN, "--init", "runs/tiny", "--set", "backbone.args.widths=[16,16,16,18]")
     assert (done.code, len(done.err.splitlines())) == (2, 1), done
     assert everything(work) == before
 
@@ -328,7 +328,7 @@ def test_other_verbs_print_one_object(run: dict[str, Any], work: Path) -> None:
     assert said("recipes", "photos")["settings"]["method"]["name"] == "simclr"
     assert said("recipes", "dino")["views"] == "dino"
     done = said("embed", "runs/tiny", "tiny.npz", "--out", "e.npy")
-    assert np.load(work / "e.npy").shape == (done["n"], done["dim"]) == (N, 8)
+    assert np.load(work / "e.npy").shape == (done["n"], done["dim"]) == (N, 16)
     assert said("report", "runs/tiny", "--out", "page.html") == {"report": "page.html"}
     assert "<html" in (work / "page.html").read_text()
 

@@ -23,7 +23,7 @@ NAMES = ["pixels", "hog", "colour", "untrained", "trained"]
 DATA = {"per_class": 12, "per_class_test": 6}
 SETTINGS = {
     "data": DATA,
-    "backbone": {"args": {"widths": [4, 4, 8, 8]}},
+    "backbone": {"args": {"widths": [16, 16, 16, 16]}},
     "training": {"epochs": 8, "batch": 32, "threads": 1, "checkpoint_every": "3 steps"},
 }
 DRIVER = """
