@@ -115,6 +115,7 @@ def worker(rank: int, folder: str) -> None:
         toys.learner(Objective(toys.method("byol")), Poisoned(B, dtype=torch.float64, part=half), total=4).fit()
     except RunError as error:
         Path(f"{folder}/stopped {rank}").write_text(str(error))
+    distributed.barrier()  # nobody leaves while another still listens
     distributed.stop()
 
 

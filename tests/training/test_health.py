@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,16 +129,16 @@ def test_too_few_measurements_decide_nothing(n: int) -> None:
 
 
 # ---- real runs ----------------------------------------------------------------------------------
-def trained(name: str, lr: float, **settings: Any) -> health.Verdict:
+def trained(folder: Path, name: str, lr: float, **settings: Any) -> health.Verdict:
     """A short run on patterns with a micro ResNet, and its verdict."""
     spec, kind = METHODS[name]
     backbone = build(BackboneSpec(args={"widths": [8, 16]}), 3, 12, 0)
     with seeded(0, "health"):
         method: Method = kind(backbone, spec(**{"hidden": 64, "out": 32, **settings}))
-    feed, lines = toys.Patterns(), []
-    run = toys.learner(Objective(method), feed, total=150, optimiser={"lr": lr}, training={"health_every": "10%"}, sample=feed.sample())
-    run._write = lines.append
-    run.fit()
+    feed, lines = toys.Patterns(), list[dict[str, Any]]()
+    rare = {"health_every": "10%", "log_every": "100%", "checkpoint_every": "100%"}
+    where = {"folder": folder, "sinks": [lines.append], "sample": feed.sample()}
+    toys.learner(Objective(method), feed, total=150, optimiser={"lr": lr}, training=rare, **where).fit()
     return health.verdict([line for line in lines if line["kind"] == "health"], name, 150)
 
 
@@ -146,13 +147,13 @@ WITH = [("simclr", 0.1, {}), ("byol", 0.2, {}), ("simsiam", 0.3, {}), ("dino", 0
 
 
 @pytest.mark.parametrize(("name", "lr", "settings"), WITHOUT)
-def test_a_method_without_what_keeps_it_from_collapse_is_named_collapsed(name: str, lr: float, settings: dict[str, Any]) -> None:
-    found = trained(name, lr, **settings, **({"prototypes": 64} if name == "dino" else {}))
+def test_a_method_without_what_keeps_it_from_collapse_is_named_collapsed(tmp_path: Path, name: str, lr: float, settings: dict[str, Any]) -> None:
+    found = trained(tmp_path, name, lr, **settings, **({"prototypes": 64} if name == "dino" else {}))
     assert found.verdict == "collapsed", found
     assert found.collapse is not None and "method." in found.advice
 
 
 @pytest.mark.parametrize(("name", "lr", "settings"), WITH)
-def test_a_method_with_it_is_named_healthy(name: str, lr: float, settings: dict[str, Any]) -> None:
-    found = trained(name, lr, **settings)
+def test_a_method_with_it_is_named_healthy(tmp_path: Path, name: str, lr: float, settings: dict[str, Any]) -> None:
+    found = trained(tmp_path, name, lr, **settings)
     assert found.verdict == "healthy", found
