@@ -166,7 +166,8 @@ def _has_bf16(device: torch.device) -> bool:
 
 def _threads(full: RunSpec, source: Source, device: torch.device) -> tuple[int, int]:
     """Compute threads and loader processes: images in memory need no loaders; others get half the cores, and on a CPU the rest computes."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) or 1
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
+    cores = mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) or 1
     workers = full.training.workers
     if workers is None:
         workers = 0 if source.array is not None else min(16, max(1, cores // 2 if device.type == "cpu" else cores - 1))
