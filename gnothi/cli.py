@@ -424,7 +424,8 @@ def main() -> None:
         if error.filename is None:
             raise
         path = Path(os.fsdecode(error.filename))
-        leave(f"{path.parent if path.suffix == '.tmp' else path} cannot be used: {(error.strerror or str(error)).lower()}", 2)
+        path = {".tmp": path.parent, ".part": path.with_suffix("")}.get(path.suffix, path)  # names that a person never wrote
+        leave(f"{path} cannot be used: {(error.strerror or str(error)).lower()}", 2)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is not None:

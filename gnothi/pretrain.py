@@ -190,6 +190,8 @@ def train(
         resolved, init = _again(folder, data, recipe, settings, init)
     elif resume and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise SettingError(f"--resume: {folder} is not a run (it has no spec.json); give the folder of one with --out")
+    if folder.is_dir() and Path(data.partition("@")[0]).is_dir() and folder.samefile(data.partition("@")[0]):
+        raise SettingError(f"--out {folder} is the folder of the images; give the run one of its own")
     learner = assemble(resolved, folder, init)  # what cannot be built is said before anything is written
     distributed.barrier()  # nobody writes before all have looked whether the folder is taken
     with _owned(folder):

@@ -160,6 +160,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("embed", "hog", "tiny.npz", "--out", "a-file/x.npy"), "a-file cannot be used: file exists"),
     (("embed", "features:nope.npy", "tiny.npz", "--out", "x.npy"), "features:nope.npy: no such file"),
     (("export", "hog", "--to", "new"), "hog cannot be exported: it is not a network"),
+    (("report", "runs/tiny", "--out", "a-file/x.html"), "a-file/x.html cannot be used: not a directory"),
     (("report", "texts"), "texts: not a run folder, spec.json is missing"),
 ]
 SETTINGS: list[tuple[str, str]] = [
@@ -210,7 +211,9 @@ def refused(work: Path, args: tuple[str, ...], expected: str) -> None:
 
 
 @pytest.mark.parametrize(("args", "expected"), MISTAKES, ids=lambda x: " ".join(x)[:60] if isinstance(x, tuple) else "")
-def test_a_mistake_gets_one_line_that_names_the_right_thing_and_writes_nothing(args: tuple[str, ...], expected: str, work: Path) -> None:
+def test_a_mistake_gets_one_line_that_names_the_right_thing_and_writes_nothing(
+    args: tuple[str, ...], expected: str, work: Path, run: dict[str, Any]
+) -> None:
     refused(work, args, expected)
 
 
@@ -426,6 +429,7 @@ def mixture(folder: Path) -> set[str]:
 
 def test_a_folder_of_all_kinds_trains_to_the_end_and_names_what_is_broken(work: Path) -> None:
     broken = mixture(work / "my images")
+    refused(work, ("train", "my images", "--out", "my images"), "--out my images is the folder of the images; give the run one of its own")
     args = ("--set", "data.broken_fraction=0.5", "--set", "views.size=16", "--set", "training.workers=0", "--set", "data.holdout=0")
     done = gnothi("train", "my images", "--out", "runs/mixed", *SMALL, *args, "--epochs", "4")
     assert done.code == 0, done.err
