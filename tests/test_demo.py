@@ -24,7 +24,7 @@ DATA = {"per_class": 12, "per_class_test": 6}
 SETTINGS = {
     "data": DATA,
     "backbone": {"args": {"widths": [16, 16, 16, 16]}},
-    "training": {"epochs": 8, "batch": 32, "threads": 1, "checkpoint_every": "3 steps"},
+    "training": {"epochs": 4, "batch": 32, "threads": 1, "checkpoint_every": "3 steps"},
 }
 DRIVER = """
 import sys
