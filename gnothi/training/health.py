@@ -127,7 +127,7 @@ def verdict(history: Sequence[dict[str, float]], method: str, steps: int) -> Ver
         steps: steps done.
     """
     if len(history) < 3:
-        found = f"only {len(history)} health measurements after {steps} steps"
+        found = f"too few health measurements, {len(history)}, after {steps} steps"
         return Verdict("undecided", None, found, "train longer, or set training.health_every lower")
     first, now = history[0], history[-1]
     advice = ADVICE.get(method, GENERAL_ADVICE)

@@ -125,7 +125,7 @@ def test_a_narrow_start_that_widens_is_no_collapse() -> None:
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_too_few_measurements_decide_nothing(n: int) -> None:
     found = health.verdict([HEALTHY] * n, "simclr", 7)
-    assert found.verdict == "undecided" and f"only {n} health measurements after 7 steps" in found.why
+    assert found.verdict == "undecided" and f"too few health measurements, {n}, after 7 steps" in found.why
 
 
 # ---- real runs ----------------------------------------------------------------------------------
