@@ -194,7 +194,7 @@ def test_a_pretrained_size_keeps_the_patch_it_was_trained_with():
         ("{}/runs-a@teachr", "no such part of a run; did you mean teacher"),
         ("{}/runs-a@teacher", "simclr has no teacher"),
         ("{}/runs-a@step-7", "has no checkpoint of step 7; it keeps 10"),
-        ("{}/empty", "holds no checkpoint yet"),
+        ("{}/empty", "holds no whole checkpoint"),
         ("{}", "neither a run"),
         ("timm:resnet18@random", "after @ stands untrained or nothing, got random"),
         ("timm:resnet81", "did you mean resnet"),
