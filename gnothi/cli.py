@@ -270,6 +270,7 @@ def measured(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("encoders", nargs=-1, required=True, metavar="ENCODER..."),
         click.option("--data", required=True, metavar="DATA", help="Labelled images that answer or train."),
         click.option("--test", metavar="DATA", help="Labelled images that ask; by default DATA@test, or a part held out."),
+        click.option("--seeds", is_flag=True, help="The encoders are one recipe with several seeds: one row, their mean and its t-interval."),
         DEVICE,
         DATA_SET,
         AS_JSON,
@@ -279,26 +280,19 @@ def measured(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def measure(
-    kind: str,
-    encoders: tuple[str, ...],
-    data: str,
-    test: str | None,
-    device: str | None,
-    assignments: tuple[str, ...],
-    as_json: bool,
-    **settings: Any,
-) -> None:  # noqa: E501
+def measure(kind: str, common: dict[str, Any], **settings: Any) -> None:
     """Evaluate, and print a table or one object."""
     from gnothi import evaluate as evaluation
     from gnothi.training.progress import counted
 
-    spec = data_settings(data, assignments)
-    settings = {k: v for k, v in settings.items() if v is not None}
-    with counted("embedding", not as_json) as progress:
-        results = evaluation.run(kind, encoders, data, test, settings=spec, device=device, progress=progress, **settings)
+    spec = data_settings(common["data"], common["assignments"])
+    settings = {k: v for k, v in settings.items() if v is not None} | {"settings": spec, "device": common["device"]}
+    with counted("embedding", not common["as_json"]) as progress:
+        results = evaluation.run(kind, common["encoders"], common["data"], common["test"], progress=progress, **settings)
+    if common["seeds"]:
+        results = [evaluation.summary(results)]
     rows = [r.to_dict() for r in results]
-    told(as_json, rows[0] if len(rows) == 1 else {"results": rows}, lambda: evaluation.table(results))
+    told(common["as_json"], rows[0] if len(rows) == 1 else {"results": rows}, lambda: evaluation.table(results))
 
 
 @evaluate.command()
@@ -308,7 +302,7 @@ def measure(
 @click.option("--preset", metavar="P", help="A published protocol: dino, lightly or solo-learn.")
 def knn(k: int | None, temperature: float | None, preset: str | None, **common: Any) -> None:
     """Accuracy of the vote of the nearest training images; nothing is trained."""
-    measure("knn", k=k, temperature=temperature, preset=preset, **common)
+    measure("knn", common, k=k, temperature=temperature, preset=preset)
 
 
 @evaluate.command()
@@ -316,7 +310,7 @@ def knn(k: int | None, temperature: float | None, preset: str | None, **common: 
 @click.option("--protocol", type=click.Choice(["logistic", "sgd"]), help="Logistic regression (default), or SGD with a sweep of rates.")
 def linear(protocol: str | None, **common: Any) -> None:
     """Accuracy of a linear classifier on frozen features; its strength is chosen on a split of the training images."""
-    measure("linear", protocol=protocol, **common)
+    measure("linear", common, protocol=protocol)
 
 
 @cli.command()
