@@ -146,10 +146,10 @@ def survivors(mutants: list[Mutant], folders: list[Path]) -> int:
     for folder in folders:
         free.put(folder)
 
-    def within(mutant: Mutant) -> str | None:
-        folder = free.get()
+    def within(mutant: Mutant) -> tuple[str | None, float]:
+        folder, began = free.get(), time.monotonic()
         try:
-            return broken(folder, mutant)
+            return broken(folder, mutant), time.monotonic() - began
         finally:
             free.put(folder)
 
@@ -162,9 +162,9 @@ def survivors(mutants: list[Mutant], folders: list[Path]) -> int:
         futures = {pool.submit(within, mutant): mutant for mutant in mutants}
         try:
             for future in as_completed(futures):
-                by, mutant = future.result(), futures[future]
+                (by, seconds), mutant = future.result(), futures[future]
                 survived += by is None
-                print(f"SURVIVED  {mutant.what} ({mutant.file})" if by is None else f"caught    {mutant.what}: {by}", flush=True)
+                print(f"{'SURVIVED' if by is None else 'caught':8s} {seconds:5.1f} s  {mutant.what} ({mutant.file}): {by or 'unseen'}", flush=True)
         finally:
             pool.shutdown(cancel_futures=True)
     return survived

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import os
@@ -20,7 +21,8 @@ import toys
 import gnothi
 from gnothi import pretrain
 from gnothi.auxiliary import AUXILIARIES, AuxiliarySpec
-from gnothi.contracts import DataError, GnothiError, SettingError
+from gnothi.contracts import DataError, GnothiError, SettingError, Step
+from gnothi.evaluate import knn
 from gnothi.randomness import generator
 from gnothi.training import checkpoint
 from gnothi.training.progress import Silent
@@ -282,6 +284,30 @@ def test_pretraining_goes_on_from_the_weights_of_another_run(data: Path, unbroke
         assert torch.equal(value, tensors[f"method.slow.{key}"]), key
     for key, value in fresh.method.space.state_dict().items():
         assert torch.equal(value, started.method.space.state_dict()[key])
+
+
+def test_what_is_said_wins_over_the_rules(data: Path) -> None:
+    by_rule = pretrain.resolve(str(data), settings=SETTINGS, device="cpu").spec.optimiser
+    said = pretrain.resolve(str(data), settings={**SETTINGS, "optimiser": {"lr": 0.5, "weight_decay": 0.3}}, device="cpu").spec.optimiser
+    assert (said.lr, said.weight_decay, said.name) == (0.5, 0.3, by_rule.name)
+    assert by_rule.lr != 0.5 and by_rule.weight_decay != 0.3
+
+
+def test_along_the_way_images_held_out_ask_and_those_of_training_answer(data: Path) -> None:
+    resolved = pretrain.resolve(str(data), settings={**SETTINGS, "data": {"holdout": 0.25}}, device="cpu")
+    held, kept = resolved.held, np.setdiff1d(np.arange(N), resolved.held)
+    assert len(held) == N // 4 and np.array_equal(resolved.kept.rows, kept)
+    method = pretrain.build(resolved).method
+    with torch.no_grad():
+        for p in method.backbone.parameters():
+            p.zero_()  # DINO's encoder is its teacher
+        images = resolved.pixels.normalise(resolved.pixels.unit(resolved.source.array))
+        x = copy.deepcopy(method.slow).eval()(images).pooled
+    labels = resolved.source.labels
+    expected = knn(x[kept], labels[kept], x[held], labels[held], k=20, temperature=0.07)
+    (line,) = pretrain.Along(resolved)(method, Step(0, 4, STEPS))
+    assert line == {k: getattr(expected, k) for k in ("metric", "value", "low", "high", "n", "protocol")}
+    assert expected.value > 0 and "36 training rows" in line["protocol"]
 
 
 def test_an_auxiliary_of_weight_zero_is_not_built_and_the_run_is_bit_for_bit_the_one_without(

@@ -29,7 +29,7 @@ def said(source):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_labels_and_groups_land_on_their_images(folder, delimiter, encoding, newline):
-    rows = ["file,Label,patient", "x/a.png,ten,p1", "./x/b.png,two,p1", 'y\\a.png,"two",p2', "c d.png,grün,p3", ""]
+    rows = ["file,Label,patient", "c d.png,grün,p3", "x/a.png,ten,p1", "./x/b.png,two,p1", 'y\\a.png,"two",p2', ""]
     source = opened(folder, newline.join(rows).replace(",", delimiter), encoding)
     assert said(source) == {"x/a.png": "ten", "x/b.png": "two", "y/a.png": "two", "y/c d.png": "grün"}
     assert source.classes == ("grün", "ten", "two") and source.groups.tolist() == ["p1", "p1", "p2", "p3"] and source.notes == ()

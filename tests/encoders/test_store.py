@@ -48,7 +48,7 @@ def test_another_fingerprint_is_other_features(tmp_path, what):
     features(encoder, ArraySource(drawn(), labels=[0] * 5), cache=tmp_path)
     if what == "encoder":
         encoder.fingerprint = "00c0ffef"
-    features(encoder, ArraySource(drawn(seed=what == "images"), labels=[what == "labels"] * 5), cache=tmp_path)
+    features(encoder, ArraySource(drawn(seed=int(what == "images")), labels=[int(what == "labels")] * 5), cache=tmp_path)
     assert encoder.shown == 10
 
 

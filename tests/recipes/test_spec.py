@@ -114,6 +114,7 @@ def test_a_later_assignment_wins_and_none_takes_one_back_to_the_rule() -> None:
     assert parse(["a.b=3", "a.b=4", "a.c=1"]) == {"a": {"b": 4, "c": 1}}
     assert merge({"a": {"b": 4}}, {"a": {"b": None, "c": None}}) == {"a": {"b": 4, "c": None}}
     assert load(merge(DATA, parse(["training.batch=none"]))).training.batch is None
+    assert merge({"a": {"b": 3, "c": 4}}, parse(["a.b=none", "a.d=none"])) == {"a": {"b": 3, "c": 4, "d": None}}
 
 
 @given(FULL)

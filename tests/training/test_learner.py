@@ -177,18 +177,19 @@ def test_measuring_and_logging_change_nothing_of_the_run(tmp_path: Path) -> None
     assert same(dict(runs[0].objective.state_dict()), dict(runs[1].objective.state_dict()))
 
 
+@pytest.mark.parametrize("clip", [0.02, 50.0])  # below and above the norm
 @pytest.mark.parametrize("kind", ["global", "tensor"])
-def test_clipping_equals_torch_s(kind: str) -> None:
-    run = toys.learner(objective("simclr"), toys.Feed(), training={"clip": 0.02, "clip_kind": kind})
+def test_clipping_equals_torch_s(kind: str, clip: float) -> None:
+    run = toys.learner(objective("simclr"), toys.Feed(), training={"clip": clip, "clip_kind": kind})
     step = Step(0, 2, 8)
     run._backward(run.batches(run.number), step)
     grads = [p.grad.clone() for p in run.objective.parameters()]
     copies = [nn.Parameter(torch.zeros_like(g)) for g in grads]
     for c, g in zip(copies, grads, strict=True):
         c.grad = g.clone()
-    norm = torch.nn.utils.clip_grad_norm_(copies, 0.02) if kind == "global" else torch.nn.utils.get_total_norm(grads)
+    norm = torch.nn.utils.clip_grad_norm_(copies, clip) if kind == "global" else torch.nn.utils.get_total_norm(grads)
     for c in copies if kind == "tensor" else ():
-        torch.nn.utils.clip_grad_norm_([c], 0.02)
+        torch.nn.utils.clip_grad_norm_([c], clip)
     torch.testing.assert_close(run._clip(), norm)
     for c, p in zip(copies, run.objective.parameters(), strict=True):
         torch.testing.assert_close(p.grad, c.grad)
