@@ -185,3 +185,8 @@ class Patterns:
         x = torch.where(torch.rand(self.b, 1, 1, 1, generator=g) < 0.5, x.flip(3), x)
         gain, shift = 0.7 + 0.6 * torch.rand(self.b, 1, 1, 1, generator=g), 0.2 * torch.randn(self.b, 3, 1, 1, generator=g)
         return gain * x + shift + 0.1 * torch.randn(x.shape, generator=g)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two sets of tensors are the same, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gnothi.contracts import Carry, Outputs, Spec, Step, Views, Want
 from gnothi.methods import Method
+from gnothi.views.batches import ViewsSpec
 
 
 class AuxiliarySpec(Spec):
@@ -33,6 +34,10 @@ class Auxiliary(nn.Module):
     def __init__(self, method: Method, spec: AuxiliarySpec) -> None:
         super().__init__()
         self.spec = spec
+
+    @classmethod
+    def check(cls, views: ViewsSpec) -> None:
+        """Raise SettingError where these views leave it nothing to learn."""
 
     def want(self) -> Want:
         """What it needs of the method's own encodings."""

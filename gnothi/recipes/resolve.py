@@ -13,6 +13,7 @@ import torch
 import gnothi
 from gnothi import data as sources
 from gnothi import distributed
+from gnothi.auxiliary import AUXILIARIES
 from gnothi.contracts import DataError, Pixels, SettingError, Source
 from gnothi.data import Subset
 from gnothi.distributed import device_of
@@ -113,6 +114,8 @@ def resolve(data: str, *, recipe_name: str | None = None, settings: Mapping[str,
     full = spec.load(spec.merge(rules.defaults(facts, chosen), chosen))
     _check(full, len(kept), where)
     views = rules.crops(full.views, full.method.name, source.channels)
+    for name in full.auxiliary:
+        AUXILIARIES[name][1].check(views)
     threads, workers = _threads(full, kept, where)
     return Resolved(full, recipe_name, source, kept, held, pixels, views, where, threads, workers)
 

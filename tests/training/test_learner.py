@@ -11,6 +11,7 @@ import torch
 import toys
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toys import same
 
 from gnothi.auxiliary import AuxiliarySpec
 from gnothi.contracts import Encoding, RunError, Step, Views, Want
@@ -25,10 +26,6 @@ ACCUMULATING = tuple(n for n, (_, m) in toys.METHODS.items() if m.accumulates)
 def objective(name: str, *, nudge: AuxiliarySpec | None = None, **settings: Any) -> Objective:
     method = toys.method(name, **settings).float()
     return Objective(method, {} if nudge is None else {"nudge": toys.Nudge(method, nudge)})
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def lines(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
