@@ -24,13 +24,13 @@ PARTS = {"train": (0.0, 0.45), "test": (0.48, 0.65)}
 """Of the longer side; everything from 0.65 on stays unseen."""
 ARMS: dict[str, dict] = {
     "recipe": {},
-    "colours untouched": {"views": {"jitter": 0}},
-    "colours strong": {"views": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grey": 0.2}},
     "crops 8 %": {"views": {"area": [0.08, 1.0]}},
     "temperature 0.1": {"method": {"temperature": 0.1}},
+    "colours untouched": {"views": {"jitter": 0}},
+    "batch 64": {"training": {"batch": 64}, "optimiser": {"lr": 0.12}},
+    "colours strong": {"views": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grey": 0.2}},
     "temperature 0.5": {"method": {"temperature": 0.5}},
     "rate x 2": {"optimiser": {"lr": 0.24}},
-    "batch 64": {"training": {"batch": 64}, "optimiser": {"lr": 0.12}},
     "turns": {"views": {"turns": True}},
     "crops 40 %": {"views": {"area": [0.4, 1.0]}},
 }
