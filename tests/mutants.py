@@ -6,25 +6,28 @@ python tests/mutants.py [WORD ...] [--list]: WORDs choose the mutants whose desc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
-from queue import SimpleQueue
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("gnothi", "tests", "docs", "README.md", "pyproject.toml")
 PROCESSES = 2
 LONGEST = 600.0
-"""Seconds that the tests of one mutant may take."""
+"""Seconds that one run of tests may take."""
 SAID = "said.txt"
 """What pytest prints, in a copy."""
 # Processes begin as copies of one that has imported what takes long and is never broken.
@@ -69,23 +72,46 @@ def copy(to: Path) -> Path:
     return to
 
 
-def run(folder: Path, tests: tuple[str, ...]) -> tuple[str | None, str]:
-    """Run tests in a copy until one fails: its name, None where all pass, and what pytest said."""
-    process = CONTEXT.Process(target=_tests, args=(folder, tests))
-    process.start()
-    process.join(LONGEST)
-    if process.is_alive():
-        process.kill()
-        raise Rotten(f"no end after {LONGEST:g} s: {' '.join(tests)}")
-    said = (folder / SAID).read_text(encoding="utf-8", errors="replace")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.M)
-    if process.exitcode not in (0, 1) or (failed is None) != (process.exitcode == 0):
-        raise Rotten(f"pytest could not run {' '.join(tests)}:\n{said}")
-    return (failed[1] if failed else None), said
+class Run:
+    """Tests in a copy, until one fails, in a process of their own that has begun."""
+
+    def __init__(self, folder: Path, tests: tuple[str, ...], mutant: Mutant | None = None) -> None:
+        self.folder, self.tests, self.mutant = folder, tests, mutant
+        self.began = time.monotonic()
+        if mutant is not None:
+            self.whole = (folder / mutant.file).read_text(encoding="utf-8")
+            (folder / mutant.file).write_text(self.whole.replace(mutant.old, mutant.new), encoding="utf-8")
+        self.process = CONTEXT.Process(target=_tests, args=(folder, tests))
+        self.process.start()
+
+    def ended(self) -> bool:
+        """Whether it has; refused after ``LONGEST``."""
+        if self.process.exitcode is None and time.monotonic() - self.began > LONGEST:
+            raise Rotten(f"no end after {LONGEST:g} s: {' '.join(self.tests)}")
+        return self.process.exitcode is not None
+
+    def close(self) -> None:
+        """End what is left of it, and mend the copy."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid or 0, signal.SIGKILL)
+        self.process.join()
+        if self.mutant is not None:
+            (self.folder / self.mutant.file).write_text(self.whole, encoding="utf-8")
+
+    def failed(self) -> str | None:
+        """The test that failed, None where all passed."""
+        said = (self.folder / SAID).read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.M)
+        if self.process.exitcode not in (0, 1) or (found is None) != (self.process.exitcode == 0):
+            raise Rotten(f"pytest could not run {' '.join(self.tests)}:\n{said}")
+        if found is not None and self.mutant is None:
+            raise Rotten(f"{found[1]} fails without any mutant:\n{said}")
+        return found[1] if found else None
 
 
 def _tests(folder: Path, tests: tuple[str, ...]) -> None:
     """In a process of its own: run pytest in a copy, whose gnothi comes before an installed one."""
+    os.setsid()
     os.chdir(folder)
     with open(SAID, "w") as said:
         os.dup2(said.fileno(), 1)
@@ -102,22 +128,23 @@ def _tests(folder: Path, tests: tuple[str, ...]) -> None:
     sys.exit(int(pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", "--assert=plain", "-x", "-q", "-rfE", "--tb=line", *tests])))
 
 
-def broken(folder: Path, mutant: Mutant) -> str | None:
-    """The test that notices a mutant, None where it survives."""
-    path = folder / mutant.file
-    whole = path.read_text(encoding="utf-8")
-    path.write_text(whole.replace(mutant.old, mutant.new), encoding="utf-8")
+def side_by_side(jobs: list[tuple[tuple[str, ...], Mutant | None]], folders: list[Path]) -> Iterator[Run]:
+    """Run tests of all jobs, one at a time in each copy; each as it ends."""
+    left, free, running = deque(jobs), list(folders), list[Run]()
     try:
-        return run(folder, mutant.tests)[0]
+        while left or running:
+            while left and free:
+                tests, mutant = left.popleft()
+                running.append(Run(free.pop(), tests, mutant))
+            wait([run.process.sentinel for run in running], timeout=0.5)
+            for run in [run for run in running if run.ended()]:
+                running.remove(run)
+                run.close()
+                free.append(run.folder)
+                yield run
     finally:
-        path.write_text(whole, encoding="utf-8")
-
-
-def unbroken(folder: Path, tests: tuple[str, ...]) -> None:
-    """Refuse tests that fail without any mutant."""
-    failed, said = run(folder, tests)
-    if failed is not None:
-        raise Rotten(f"{failed} fails without any mutant:\n{said}")
+        for run in running:
+            run.close()
 
 
 def main() -> int:
@@ -141,32 +168,19 @@ def main() -> int:
 
 
 def survivors(mutants: list[Mutant], folders: list[Path]) -> int:
-    """Try each mutant in a copy that is free, after all tests passed without; how many survived."""
-    free: SimpleQueue[Path] = SimpleQueue()
-    for folder in folders:
-        free.put(folder)
-
-    def within(mutant: Mutant) -> tuple[str | None, float]:
-        folder, began = free.get(), time.monotonic()
-        try:
-            return broken(folder, mutant), time.monotonic() - began
-        finally:
-            free.put(folder)
-
+    """Try each mutant, after all tests passed without; how many survived."""
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     files = sorted({test.partition("::")[0] for test in tests})
     parts = [tuple(t for t in tests if t.partition("::")[0] in files[i :: len(folders)]) for i in range(len(folders))]
+    for run in side_by_side([(part, None) for part in parts if part], folders):
+        run.failed()
     survived = 0
-    with ThreadPoolExecutor(len(folders)) as pool:
-        list(pool.map(unbroken, *zip(*((f, p) for f, p in zip(folders, parts, strict=True) if p), strict=True)))
-        futures = {pool.submit(within, mutant): mutant for mutant in mutants}
-        try:
-            for future in as_completed(futures):
-                (by, seconds), mutant = future.result(), futures[future]
-                survived += by is None
-                print(f"{'SURVIVED' if by is None else 'caught':8s} {seconds:5.1f} s  {mutant.what} ({mutant.file}): {by or 'unseen'}", flush=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    for run in side_by_side([(mutant.tests, mutant) for mutant in mutants], folders):
+        by, mutant = run.failed(), run.mutant
+        assert mutant is not None
+        survived += by is None
+        seconds = time.monotonic() - run.began
+        print(f"{'SURVIVED' if by is None else 'caught':8s} {seconds:5.1f} s  {mutant.what} ({mutant.file}): {by or 'unseen'}", flush=True)
     return survived
 
 

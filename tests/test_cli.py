@@ -229,7 +229,7 @@ def test_sizes_that_a_transformer_cannot_divide_name_the_nearest(work: Path) -> 
 
 def test_bf16_is_refused_where_the_processor_lacks_it(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gnothi.recipes.resolve._has_bf16", lambda device: False)
-    refused(work, (*TRAIN, "--set", "training.precision=bf16"), "training.precision=bf16: this cpu has no bf16 arithmetic; fp32 works")
+    refused(work, (*TRAIN, *SMALL, "--set", "training.precision=bf16"), "training.precision=bf16: this cpu has no bf16 arithmetic; fp32 works")
 
 
 def test_a_package_that_is_not_installed_is_named_before_anything_is_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
