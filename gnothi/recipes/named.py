@@ -38,7 +38,7 @@ RECIPES: dict[str, Recipe] = {
                 "grey": 0.0,
                 "area": [0.2, 1.0],
             },
-            "training": {"epochs": 12, "batch": 128},
+            "training": {"epochs": 15, "batch": 128, "evaluate_every": "20%"},
         },
     ),
     "cifar": Recipe(
