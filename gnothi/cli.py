@@ -399,8 +399,9 @@ def demo(out: str, as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line: exit code 0, 2 for a mistake of the user, 128 + N for signal N, 1 for ours."""
-    # Compute threads wait asleep: spinning ones lose most of their speed as soon as anything else runs (docs/log.md). torch reads it when imported.
+    # Compute threads spin shortly, then sleep: those that only spin lose most of their speed when anything else runs (docs/log.md). Read by torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     args = sys.argv[1:]
     try:
         cli.main([*args, "--help"] if args in ([], ["evaluate"]) else args, prog_name="gnothi", standalone_mode=False)
