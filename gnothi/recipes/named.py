@@ -23,8 +23,8 @@ RECIPES: dict[str, Recipe] = {
         {},
     ),
     "photos": Recipe(
-        "The photographs that come with the installation, 32 px: SimCLR on a micro ResNet; brightness and contrast change but no colour, which tells them "
-        "apart; about a minute and a half on two cores.",
+        "The photographs that come with the installation, 32 px: SimCLR on a micro ResNet; brightness and contrast change, colour does not: it tells "
+        "them apart; about a minute and a half on two cores.",
         {
             "method": {"name": "simclr"},
             "backbone": {"name": "micro-resnet"},
