@@ -36,6 +36,15 @@ def interval(row: dict | None) -> str:
     return "" if row is None else f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
+def demo() -> str:
+    rows = results("demo")
+    lines = ["| encoder | k-NN | linear |", "|---|---|---|"]
+    for encoder in dict.fromkeys(r["encoder"] for r in rows):
+        of = {r["metric"]: r for r in rows if r["encoder"] == encoder}
+        lines.append(f"| {encoder} | {interval(of.get('knn'))} | {interval(of.get('linear'))} |")
+    return "\n".join([*lines, "", f"n = {rows[0]['n']} test tiles, 95 % intervals, one seed, last epoch."])
+
+
 def photos_methods() -> str:
     rows = results("photos_methods")
     encoders = list(dict.fromkeys(r["encoder"] for r in rows))
@@ -110,7 +119,7 @@ def reading() -> str:
     return f"{len(counts)} files and {sum(counts.values()):,} lines: " + ", ".join(f"{k} ({v})" for k, v in counts.items()) + "."
 
 
-WRITERS: dict[str, Callable[[], str]] = {f.__name__: f for f in (photos_methods, settings, recipes, view_recipes, verbs, files, reading)}
+WRITERS: dict[str, Callable[[], str]] = {f.__name__: f for f in (demo, photos_methods, settings, recipes, view_recipes, verbs, files, reading)}
 
 
 def written(text: str) -> str:
