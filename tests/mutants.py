@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import multiprocessing
 import os
 import re
 import shutil
@@ -17,11 +16,12 @@ import sys
 import tempfile
 import time
 import tomllib
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("gnothi", "tests", "docs", "README.md", "pyproject.toml")
@@ -30,9 +30,8 @@ LONGEST = 600.0
 """Seconds that one run of tests may take."""
 SAID = "said.txt"
 """What pytest prints, in a copy."""
-# Processes begin as copies of one that has imported what takes long and is never broken.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torchvision", "timm", "lightly.loss", "sklearn.linear_model", "scipy.stats", "skimage.feature"])
+SLOW = ("torch", "torchvision", "timm", "lightly.loss", "sklearn.linear_model", "scipy.stats", "skimage.feature", "pytest")
+"""What takes long to import and is never broken: imported once, before processes fork."""
 
 
 class Rotten(Exception):
@@ -76,25 +75,27 @@ class Run:
     """Tests in a copy, until one fails, in a process of their own that has begun."""
 
     def __init__(self, folder: Path, tests: tuple[str, ...], mutant: Mutant | None = None) -> None:
-        self.folder, self.tests, self.mutant = folder, tests, mutant
+        self.folder, self.tests, self.mutant, self.code = folder, tests, mutant, -1
         self.began = time.monotonic()
         if mutant is not None:
             self.whole = (folder / mutant.file).read_text(encoding="utf-8")
             (folder / mutant.file).write_text(self.whole.replace(mutant.old, mutant.new), encoding="utf-8")
-        self.process = CONTEXT.Process(target=_tests, args=(folder, tests))
-        self.process.start()
+        self.process = os.fork()
+        if self.process == 0:
+            _tests(folder, tests)
 
     def ended(self) -> bool:
         """Whether it has; refused after ``LONGEST``."""
-        if self.process.exitcode is None and time.monotonic() - self.began > LONGEST:
+        if time.monotonic() - self.began > LONGEST:
             raise Rotten(f"no end after {LONGEST:g} s: {' '.join(self.tests)}")
-        return self.process.exitcode is not None
+        done, status = os.waitpid(self.process, os.WNOHANG)
+        self.code = os.waitstatus_to_exitcode(status) if done else self.code
+        return done != 0
 
     def close(self) -> None:
         """End what is left of it, and mend the copy."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid or 0, signal.SIGKILL)
-        self.process.join()
+            os.killpg(self.process, signal.SIGKILL)
         if self.mutant is not None:
             (self.folder / self.mutant.file).write_text(self.whole, encoding="utf-8")
 
@@ -102,30 +103,37 @@ class Run:
         """The test that failed, None where all passed."""
         said = (self.folder / SAID).read_text(encoding="utf-8", errors="replace")
         found = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.M)
-        if self.process.exitcode not in (0, 1) or (found is None) != (self.process.exitcode == 0):
-            raise Rotten(f"pytest could not run {' '.join(self.tests)}:\n{said}")
+        if self.code not in (0, 1) or (found is None) != (self.code == 0):
+            raise Rotten(f"pytest could not run {' '.join(self.tests)} (code {self.code}):\n{said}")
         if found is not None and self.mutant is None:
             raise Rotten(f"{found[1]} fails without any mutant:\n{said}")
         return found[1] if found else None
 
 
-def _tests(folder: Path, tests: tuple[str, ...]) -> None:
+def _tests(folder: Path, tests: tuple[str, ...]) -> NoReturn:
     """In a process of its own: run pytest in a copy, whose gnothi comes before an installed one."""
-    os.setsid()
-    os.chdir(folder)
-    with open(SAID, "w") as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
-    # No byte code: a file that is changed and changed back within a second would keep that of its mutant.
-    sys.dont_write_bytecode = True
-    os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    sys.path.insert(0, str(folder))
-    found = importlib.util.find_spec("gnothi")
-    if found is None or found.origin != str(folder / "gnothi" / "__init__.py"):
-        sys.exit(f"gnothi would come from {found and found.origin}")
-    import pytest
-
-    sys.exit(int(pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", "--assert=plain", "-x", "-q", "-rfE", "--tb=line", *tests])))
+    code = 3
+    try:
+        os.setsid()
+        os.chdir(folder)
+        with open(SAID, "w") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+        # No byte code: a file that is changed and changed back within a second would keep that of its mutant.
+        sys.dont_write_bytecode = True
+        os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        sys.path.insert(0, str(folder))
+        found = importlib.util.find_spec("gnothi")
+        if found is None or found.origin != str(folder / "gnothi" / "__init__.py"):
+            raise Rotten(f"gnothi would come from {found and found.origin}")
+        pytest = importlib.import_module("pytest")
+        code = int(pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", "--assert=plain", "-x", "-q", "-rfE", "--tb=line", *tests]))
+    except BaseException:
+        traceback.print_exc()
+    finally:  # nothing of the process it was forked from may be cleaned up here
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def side_by_side(jobs: list[tuple[tuple[str, ...], Mutant | None]], folders: list[Path]) -> Iterator[Run]:
@@ -136,7 +144,7 @@ def side_by_side(jobs: list[tuple[tuple[str, ...], Mutant | None]], folders: lis
             while left and free:
                 tests, mutant = left.popleft()
                 running.append(Run(free.pop(), tests, mutant))
-            wait([run.process.sentinel for run in running], timeout=0.5)
+            time.sleep(0.05)
             for run in [run for run in running if run.ended()]:
                 running.remove(run)
                 run.close()
@@ -161,6 +169,8 @@ def main() -> int:
         return 0
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     began = time.monotonic()
+    for name in SLOW:
+        importlib.import_module(name)
     with tempfile.TemporaryDirectory(prefix="mutants.") as temporary:
         survived = survivors(mutants, [copy(Path(temporary) / str(i)) for i in range(PROCESSES)])
     print(f"{len(mutants) - survived} caught, {survived} survived, in {time.monotonic() - began:.0f} s")
