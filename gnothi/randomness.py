@@ -11,6 +11,7 @@ import torch
 
 def number(seed: int, purpose: str, *numbers: int) -> int:
     """A 63-bit number that depends on nothing but its arguments (the first 8 bytes of a SHA-256)."""
+    seed, numbers = int(seed), tuple(map(int, numbers))  # a NumPy integer or a bool prints otherwise
     digest = hashlib.sha256(repr((seed, purpose, *numbers)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

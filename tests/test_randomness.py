@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -60,3 +61,7 @@ def test_a_step_s_random_numbers_depend_on_its_number_and_seed_only() -> None:
 
     assert draw(Step(0, 4, 10)) == draw(Step(0, 4, 20))
     assert len({draw(Step(seed, i, 10)) for seed in range(3) for i in range(4)}) == 12
+
+
+def test_integers_of_any_type_give_the_same_number() -> None:
+    assert number(3, "x", 5) == number(np.int64(3), "x", np.int32(5)) and number(0, "x", 1) == number(0, "x", True)
