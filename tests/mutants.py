@@ -28,6 +28,8 @@ COPIED = ("gnothi", "tests", "docs", "README.md", "pyproject.toml")
 PROCESSES = 2
 LONGEST = 600.0
 """Seconds that one run of tests may take."""
+HANGS = 60.0
+"""Seconds after which the tests of a mutant hang; that is noticed, too."""
 SAID = "said.txt"
 """What pytest prints, in a copy."""
 SLOW = ("torch", "torchvision", "timm", "lightly.loss", "sklearn.linear_model", "scipy.stats", "skimage.feature", "pytest")
@@ -75,7 +77,7 @@ class Run:
     """Tests in a copy, until one fails, in a process of their own that has begun."""
 
     def __init__(self, folder: Path, tests: tuple[str, ...], mutant: Mutant | None = None) -> None:
-        self.folder, self.tests, self.mutant, self.code = folder, tests, mutant, -1
+        self.folder, self.tests, self.mutant, self.code, self.hangs = folder, tests, mutant, -1, False
         self.began = time.monotonic()
         if mutant is not None:
             self.whole = (folder / mutant.file).read_text(encoding="utf-8")
@@ -86,8 +88,15 @@ class Run:
 
     def ended(self) -> bool:
         """Whether it has; refused after ``LONGEST``."""
-        if time.monotonic() - self.began > LONGEST:
+        seconds = time.monotonic() - self.began
+        if seconds > LONGEST:
             raise Rotten(f"no end after {LONGEST:g} s: {' '.join(self.tests)}")
+        if self.mutant is not None and seconds > HANGS:
+            self.hangs = True  # whole tests end: `make mutants` has just seen them do so
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
+            return True
         done, status = os.waitpid(self.process, os.WNOHANG)
         self.code = os.waitstatus_to_exitcode(status) if done else self.code
         return done != 0
@@ -100,7 +109,9 @@ class Run:
             (self.folder / self.mutant.file).write_text(self.whole, encoding="utf-8")
 
     def failed(self) -> str | None:
-        """The test that failed, None where all passed."""
+        """The test that failed or never ended, None where all passed."""
+        if self.hangs:
+            return f"no end after {HANGS:g} s of {' '.join(self.tests)}"
         said = (self.folder / SAID).read_text(encoding="utf-8", errors="replace")
         found = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.M)
         if self.code not in (0, 1) or (found is None) != (self.code == 0):
