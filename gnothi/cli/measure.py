@@ -1,0 +1,69 @@
+"""Verbs that measure encoders: evaluate knn, evaluate linear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from gnothi.cli.group import Verbs
+from gnothi.cli.options import AS_JSON, DATA_SET, DEVICE, data_settings, told
+
+
+@click.group(cls=Verbs)
+def evaluate() -> None:
+    """Measure how good encoders are, with intervals.
+
+    Several encoders make one table, with the interval of each one's difference to the first. Data without a test split are divided by seed, class and
+    group, and the protocol says so. Nothing is ever chosen on test images.
+    """
+
+
+def measured(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that all measures share."""
+    options = [
+        click.argument("encoders", nargs=-1, required=True, metavar="ENCODER..."),
+        click.option("--data", required=True, metavar="DATA", help="Labelled images that answer or train."),
+        click.option("--test", metavar="DATA", help="Labelled images that ask; by default DATA@test, or a part held out."),
+        click.option("--seeds", is_flag=True, help="The encoders are one recipe with several seeds: one row, their mean and its t-interval."),
+        DEVICE,
+        DATA_SET,
+        AS_JSON,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def measure(kind: str, common: dict[str, Any], **settings: Any) -> None:
+    """Evaluate, and print a table or one object."""
+    from gnothi import evaluate as evaluation
+    from gnothi.training.progress import counted
+
+    spec = data_settings(common["data"], common["assignments"])
+    settings = {k: v for k, v in settings.items() if v is not None} | {"settings": spec, "device": common["device"]}
+    with counted("embedding", not common["as_json"]) as progress:
+        results = evaluation.run(kind, common["encoders"], common["data"], common["test"], progress=progress, **settings)
+    if common["seeds"]:
+        results = [evaluation.summary(results)]
+    rows = [r.to_dict() for r in results]
+    told(common["as_json"], rows[0] if len(rows) == 1 else {"results": rows}, lambda: evaluation.table(results))
+
+
+@evaluate.command()
+@measured
+@click.option("-k", type=int, help="Neighbours that vote; 20 by default.")
+@click.option("--temperature", type=float, help="A neighbour's vote is exp(similarity / temperature); 0.07 by default.")
+@click.option("--preset", metavar="P", help="A published protocol: dino, lightly or solo-learn.")
+def knn(k: int | None, temperature: float | None, preset: str | None, **common: Any) -> None:
+    """Accuracy of the vote of the nearest training images; nothing is trained."""
+    measure("knn", common, k=k, temperature=temperature, preset=preset)
+
+
+@evaluate.command()
+@measured
+@click.option("--protocol", type=click.Choice(["logistic", "sgd"]), help="Logistic regression (default), or SGD with a sweep of rates.")
+def linear(protocol: str | None, **common: Any) -> None:
+    """Accuracy of a linear classifier on frozen features; its strength is chosen on a split of the training images."""
+    measure("linear", common, protocol=protocol)
