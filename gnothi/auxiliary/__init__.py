@@ -1,10 +1,12 @@
 """Auxiliary objectives, by name."""
 
 from gnothi.auxiliary.auxiliary import Auxiliary, AuxiliarySpec
+from gnothi.auxiliary.layers import Layers, LayersSpec
 from gnothi.auxiliary.rotation import Rotation, RotationSpec
 
 AUXILIARIES: dict[str, tuple[type[AuxiliarySpec], type[Auxiliary]]] = {
     "rotation": (RotationSpec, Rotation),
+    "layers": (LayersSpec, Layers),
 }
 
 __all__ = ["AUXILIARIES", "Auxiliary", "AuxiliarySpec"]
