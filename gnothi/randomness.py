@@ -7,6 +7,10 @@ import hashlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
+
+_STEP, _FIRST, _SECOND = (v - 2**64 for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+"""Of SplitMix64, as int64."""
 
 
 def number(seed: int, purpose: str, *numbers: int) -> int:
@@ -31,3 +35,23 @@ def seeded(seed: int, purpose: str, *numbers: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(number(seed, purpose, *numbers))
         yield
+
+
+def expand(seeds: Tensor, count: int) -> Tensor:
+    """Many numbers of each seed, the same on every device, whatever stands beside it: where how many are needed is known only after the draw.
+
+    SplitMix64 (Steele et al. 2014, doi:10.1145/2660193.2660195) by counter; int64 wraps around.
+
+    Args:
+        seeds: [B] int64, of a ``generator``.
+        count: K.
+
+    Returns:
+        [B, K] float64 in [0, 1); float32 on MPS, which has no float64.
+    """
+    x = seeds[:, None] + torch.arange(1, count + 1, device=seeds.device) * _STEP
+    for shift, factor in ((30, _FIRST), (27, _SECOND)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    x = x ^ ((x >> 31) & ((1 << 33) - 1))
+    bits = 24 if seeds.device.type == "mps" else 53
+    return ((x >> (64 - bits)) & ((1 << bits) - 1)).to(torch.float32 if bits == 24 else torch.float64) / 2**bits
