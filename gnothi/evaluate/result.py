@@ -31,6 +31,8 @@ class Result:
     seeds: tuple[int, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     """Plain values: top5, balanced_accuracy, auroc, classes, counts, confusion, and what the metric adds."""
+    correct: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """[n] bool, right or wrong by test row; for comparisons, not written out."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON."""
@@ -99,7 +101,7 @@ def accuracy(metric: str, predictions: Predictions, protocol: str, *, encoder: s
     """The share of right predictions with its Wilson interval, and what goes with it where classes are uneven."""
     right, n = int(predictions.correct.sum()), len(predictions.truth)
     low, high = wilson(right, n)
-    return Result(metric, right / n, low, high, n, protocol, encoder, seeds, _details(predictions) | details)
+    return Result(metric, right / n, low, high, n, protocol, encoder, seeds, _details(predictions) | details, predictions.correct)
 
 
 def _details(predictions: Predictions) -> dict[str, Any]:
