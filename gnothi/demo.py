@@ -43,7 +43,7 @@ def demo(out: str | Path = "runs/demo", say: Callable[[str], None] = print) -> D
         _mine(folder)
     else:
         say("1/4 Learning from 4,000 photograph tiles, without their labels.")
-        train(DATA, out=folder, resume=True)
+        train(DATA, out=folder, resume=(Path(folder) / "spec.json").exists())
     say("2/4 Measuring on tiles from the other side of each photograph: pixels, HOG, colour, untrained, trained.")
     results = measure(folder)
     exported = folder / "encoder"

@@ -10,6 +10,7 @@ import platform
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def build(resolved: Resolved, init: str | None = None) -> Objective:
     if init is not None:
         backbones.initialise(network, _weights(init))
     with seeded(s.seed, "init", 1):
-        method = METHODS[s.method.name][1](network, s.method)
+        method = METHODS[s.method.name][1](network, s.method)  # type: ignore[arg-type]  # NoneSpec, which only none meets
     auxiliaries = {}
     for i, (name, settings) in enumerate(s.auxiliary.items()):
         if settings.weight > 0:
@@ -83,7 +84,7 @@ def batches(resolved: Resolved, objective: Objective) -> Batches:
         device=resolved.device,
         workers=resolved.workers,
         total=resolved.total,
-        extra={n: a.crops() for n, a in objective.auxiliaries.items() if a.crops()},
+        extra={n: own for n, a in objective.auxiliaries.items() if (own := a.crops(resolved.views))},
         broken_fraction=s.data.broken_fraction,
         channels_last=s.training.channels_last,
     )
@@ -195,7 +196,7 @@ def train(
     learner = assemble(resolved, folder, init)  # what cannot be built is said before anything is written
     distributed.barrier()  # nobody writes before all have looked whether the folder is taken
     with _owned(folder):
-        return _run(resolved, folder, learner, init, progress)
+        return _run(resolved, folder, learner, init, resume, progress)
 
 
 def _again(folder: Path, data: str, recipe: str | None, settings: Mapping[str, Any] | None, init: str | None) -> tuple[Resolved, str | None]:
@@ -265,7 +266,7 @@ def assemble(resolved: Resolved, folder: Path, init: str | None = None) -> Learn
     )
 
 
-def _run(resolved: Resolved, folder: Path, learner: Learner, init: str | None, progress: Progress | None) -> Run:
+def _run(resolved: Resolved, folder: Path, learner: Learner, init: str | None, resume: bool, progress: Progress | None) -> Run:
     saved = checkpoint.newest(folder, warn=lambda text: print(text, file=sys.stderr))
     if distributed.rank() == 0:
         checkpoint.write_text(folder / "spec.json", json.dumps({**resolved.record(), "init": init}, indent=1))
@@ -279,7 +280,8 @@ def _run(resolved: Resolved, folder: Path, learner: Learner, init: str | None, p
     if saved is not None:
         learner.resume(saved)
     learner.journal.progress = progress or (Silent() if distributed.rank() else display(resolved.total, learner.number))
-    learner.journal.progress.say(resolved.words() + (f"\ngoes on after step {learner.number}" if saved else ""))
+    begun = f"\ngoes on after step {learner.number}" if saved else f"\nnothing in {folder} to go on with: begins" if resume else ""
+    learner.journal.progress.say(resolved.words() + begun)
     views: Any = learner.batches
     try:
         learner.fit()
@@ -350,8 +352,9 @@ def plan(resolved: Resolved, steps: int = 6) -> dict[str, Any]:
     an_image = (time.monotonic() - began) / HEALTH_SAMPLE
     along = Along(resolved)
     looks = 20 * HEALTH_SAMPLE + (10 * (len(along.train) + len(along.test)) if len(along.test) else 0)
-    crops = [(c.size, True) for c in (*resolved.views.global_crops, *resolved.views.local_crops)]
-    forward = sum(backbones.flops(objective.method.backbone, resolved.source.channels, size) for size, _ in crops)
+    crops = () if s.method.name == "none" else (*resolved.views.global_crops, *resolved.views.local_crops)
+    sizes = [c.size for c in crops] + [size for a in objective.auxiliaries.values() for size in a.passes(resolved.views)]
+    forward = sum(n * backbones.flops(objective.method.backbone, resolved.source.channels, size) for size, n in Counter(sizes).items())
     slow = (
         0
         if objective.method.slow is None

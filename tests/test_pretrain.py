@@ -49,6 +49,16 @@ class StopsAt(Silent):
             signal.raise_signal(signal.SIGINT)
 
 
+class Hears(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said = ""
+
+    def say(self, text: str) -> None:
+        self.said += text + "\n"
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "noise.npz"
@@ -259,6 +269,16 @@ def test_methods_that_compare_a_batch_refuse_to_accumulate_by_name(name: str, da
 
 
 # ---- the folder ---------------------------------------------------------------------------------
+def test_resuming_says_from_where_or_that_there_is_nothing_to_resume(data: Path, tmp_path: Path) -> None:
+    first, second = Hears(), Hears()
+    with pytest.raises(Interrupted):
+        first.update = StopsAt(6).update  # type: ignore[method-assign]
+        train(data, tmp_path / "run", resume=True, progress=first)
+    train(data, tmp_path / "run", resume=True, progress=second)
+    assert f"nothing in {tmp_path / 'run'} to go on with: begins" in first.said and "goes on after" not in first.said
+    assert "goes on after step 6" in second.said and "begins" not in second.said
+
+
 def test_a_run_folder_says_what_it_is(data: Path, unbroken: Path) -> None:
     record = json.loads((unbroken / "spec.json").read_text())
     assert record["gnothi"] == gnothi.__version__ and record["init"] is None

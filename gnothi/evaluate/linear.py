@@ -131,7 +131,7 @@ def predict(
     logits = fit.logits((_held(test, "test") - mean) / std)
     scores[:, np.searchsorted(everything, ids)] = logits.softmax(1).numpy()
     classes = tuple(str(names[i]) if names is not None and 0 <= i < len(names) else str(i) for i in everything)
-    chosen = f"{best.setting:.2g} of {len(grid)} chosen on {len(held)} held-out training rows (seed {seed}), refitted on all {len(x)}"
+    chosen = f"chosen among {len(grid)} on {len(held)} held-out training rows (seed {seed}), refitted on all {len(x)}"
     details = {"chosen": best.setting, "tried": [{"setting": t.setting, "accuracy": t.accuracy, "cross_entropy": t.cross_entropy} for t in tried]}
     return Predictions(np.searchsorted(everything, asked), scores, classes), f"{words} {chosen}", details
 

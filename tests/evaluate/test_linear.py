@@ -84,7 +84,7 @@ def test_the_whole_protocol_by_scikit_learn(exact):
     assert details["chosen"] == chosen and [t["setting"] for t in details["tried"]] == [r[2] for r in results]
     assert np.allclose([t["accuracy"] for t in details["tried"]], [r[0] for r in results])
     assert np.allclose(predictions.scores, fitted(np.arange(len(x)), chosen)(test), atol=1e-3)
-    assert f"chosen on {len(held)} held-out training rows (seed 0), refitted on all 260" in protocol
+    assert f"chosen among 13 on {len(held)} held-out training rows (seed 0), refitted on all 260" in protocol
 
 
 def test_sgd_is_torchs(monkeypatch):
