@@ -18,8 +18,8 @@ from gnothi.training.objective import Objective
 from gnothi.training.optimisers import OptimiserSpec
 from gnothi.training.spec import TrainingSpec
 
-NAMES = tuple(METHODS)
-MULTI_CROP = tuple(name for name, (_, method) in METHODS.items() if method.multi_crop)
+NAMES = tuple(name for name in METHODS if name != "none")
+MULTI_CROP = tuple(name for name in NAMES if METHODS[name][1].multi_crop)
 TEACHERS = ("moco", "byol", "dino")
 SMALL: dict[str, dict[str, Any]] = {
     "simclr": {},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, Self
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gnothi.contracts import Carry, Outputs, Spec, Step, Views, Want
 from gnothi.methods import Method
 from gnothi.views.batches import ViewsSpec
+from gnothi.views.crops import CropSpec
 
 
 class AuxiliarySpec(Spec):
@@ -19,6 +20,18 @@ class AuxiliarySpec(Spec):
     """Weight of its loss; 0 means not built at all, and the run is bit for bit the run without it."""
     start: float = Field(default=0.0, ge=0, lt=1)
     """Part of training after which it begins; before, its parameters do not move."""
+
+    def settled(self, method: str, views: ViewsSpec | None = None) -> Self:
+        """The same with what nobody set filled in by rule; what hangs on the views stays open without them.
+
+        Args:
+            method: name of the method beside which it works.
+            views: crops that the method sees.
+
+        Raises:
+            SettingError: these settings do not go with the method or the views.
+        """
+        return self
 
 
 class Auxiliary(nn.Module):
@@ -30,6 +43,8 @@ class Auxiliary(nn.Module):
     """
 
     name: ClassVar[str]
+    alone: ClassVar[bool] = False
+    """It needs neither the method's Space nor its outputs, so it can train a network without one (method none)."""
 
     def __init__(self, method: Method, spec: AuxiliarySpec) -> None:
         super().__init__()
@@ -43,13 +58,21 @@ class Auxiliary(nn.Module):
         """What it needs of the method's own encodings."""
         return Want()
 
-    def crops(self) -> tuple[Any, ...]:
-        """Crops of its own (``CropSpec``), which arrive as ``views.extra[name]``."""
+    def crops(self, views: ViewsSpec) -> tuple[CropSpec, ...]:
+        """Crops of its own beside the method's ``views``, which arrive as ``views.extra[name]``."""
+        return ()
+
+    def passes(self, views: ViewsSpec) -> tuple[int, ...]:
+        """Sides of the images that go through the network for its sake, of every image of the batch: what ``plan`` counts."""
         return ()
 
     def draw(self, rows: int, step: Step) -> Tensor | None:
         """Random numbers for the joint batch of all processes, [rows, ...]; they arrive sliced as ``views.drawn[name]``."""
         return None
+
+    def prepare(self, views: Views, step: Step) -> Views:
+        """Make what needs other images of the joint batch, once ``drawn`` is there and before the batch is split into micro-batches."""
+        return views
 
     def forward(self, method: Method, views: Views, outputs: Outputs, step: Step) -> tuple[dict[str, Tensor], Carry]:
         """Named terms, and what ``after_step`` needs."""

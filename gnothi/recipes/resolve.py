@@ -114,8 +114,7 @@ def resolve(data: str, *, recipe_name: str | None = None, settings: Mapping[str,
     full = spec.load(spec.merge(rules.defaults(facts, chosen), chosen))
     _check(full, len(kept), where)
     views = rules.crops(full.views, full.method.name, source.channels)
-    for name in full.auxiliary:
-        AUXILIARIES[name][1].check(views)
+    full = _with_auxiliaries(full, views)
     threads, workers = _threads(full, kept, where)
     return Resolved(full, recipe_name, source, kept, held, pixels, views, where, threads, workers)
 
@@ -152,13 +151,33 @@ def _check(full: RunSpec, n: int, device: torch.device) -> None:
     if t.batch is None or t.batch > n:
         raise SettingError(f"training.batch must be at most the number of training images, {n}, got {t.batch}")
     if t.accumulate > 1 and not method.accumulates:
-        able = ", ".join(name for name, (_, m) in METHODS.items() if m.accumulates)
+        able = ", ".join(name for name, (_, m) in METHODS.items() if m.accumulates and name != "none")
         raise SettingError(f"training.accumulate must be 1 for {method.name}, whose loss compares all images of a batch; {able} can accumulate")
     share = t.accumulate * distributed.world()
     if t.batch % share:
         raise SettingError(f"training.batch must be a multiple of training.accumulate times the number of processes, {share}, got {t.batch}")
     if t.precision == "bf16" and not _has_bf16(device):
         raise SettingError(f"training.precision=bf16: this {device.type} has no bf16 arithmetic; fp32 works")
+
+
+def _with_auxiliaries(full: RunSpec, views: ViewsSpec) -> RunSpec:
+    """Settings with those of the auxiliaries settled.
+
+    Raises:
+        SettingError: an auxiliary does not go with the method or the views, or there is neither a method nor an auxiliary that does without.
+    """
+    for name in full.auxiliary:
+        AUXILIARIES[name][1].check(views)
+    settled = {name: a.settled(full.method.name, views) for name, a in full.auxiliary.items()}
+    full = full.model_copy(update={"auxiliary": settled})
+    if full.method.name == "none":
+        able = [name for name, (_, a) in AUXILIARIES.items() if a.alone]
+        built = {name: a for name, a in settled.items() if a.weight}
+        for name in built.keys() - set(able):
+            raise SettingError(f"auxiliary.{name} needs a method beside it, and method.name is none; alone work {' and '.join(able)}")
+        if not any(a.start == 0 for a in built.values()):
+            raise SettingError(f"method.name=none learns nothing itself: it needs --auxiliary {' or '.join(able)}, with a weight and start 0")
+    return full
 
 
 def _has_bf16(device: torch.device) -> bool:

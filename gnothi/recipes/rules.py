@@ -37,7 +37,7 @@ VIEWS_OF = {"simclr": "simclr", "simsiam": "moco-v2", "swav": "swav", "dino": "d
 """View recipes of the methods; BYOL's for all others."""
 SMALL_VIEWS_OF = {"simclr": "simclr-cifar", "simsiam": "simsiam-cifar", "swav": "swav-cifar", "dino": "dino-cifar"}
 """And for crops of up to 64 pixels."""
-SGD_RATE = {"simclr": 0.24, "moco": 0.24, "byol": 0.24, "simsiam": 0.12, "swav": 0.24, "dino": 0.12, "barlow": 0.06, "vicreg": 0.06}
+SGD_RATE = {"simclr": 0.24, "moco": 0.24, "byol": 0.24, "simsiam": 0.12, "swav": 0.24, "dino": 0.12, "barlow": 0.06, "vicreg": 0.06, "none": 0.2}
 """Peak rates of SGD for a batch of 256; they grow in proportion to the batch."""
 ADAMW_RATE = 1e-3
 """Peak rate of AdamW for a batch of 256."""
@@ -102,6 +102,8 @@ def _epochs(facts: Facts, batch: int) -> float:
 
 
 def _views(method: str, size: int, channels: int) -> str:
+    if method == "none":
+        return "plain"
     if channels != 3:
         return "any-channels"
     return SMALL_VIEWS_OF.get(method, "byol-cifar") if size <= 64 else VIEWS_OF.get(method, "byol")
@@ -144,10 +146,12 @@ def crops(settings: ViewSettings, method: str, channels: int) -> ViewsSpec:
         raise SettingError("views.recipe and views.size are derived before crops are")
     views = named(settings.recipe, settings.size)
     local = views.local_crops
+    if len(views.global_crops) < 2 and method != "none":
+        raise SettingError(f'views.recipe: "{settings.recipe}" makes one crop, for auxiliaries alone; {method} compares two, as "any-channels" makes')
     if not METHODS[method][1].multi_crop:
         if settings.local:
             able = ", ".join(name for name, (_, m) in METHODS.items() if m.multi_crop)
-            raise SettingError(f"views.local must be 0 for {method}, which compares two views, got {settings.local}; {able} take more")
+            raise SettingError(f"views.local must be 0 for {method}, which takes no local crops, got {settings.local}; {able} do")
         local = ()
     if settings.local is not None and settings.local != len(local):
         if settings.local and not local:

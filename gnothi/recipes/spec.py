@@ -16,6 +16,7 @@ from gnothi.methods.barlow import BarlowSpec
 from gnothi.methods.byol import BYOLSpec
 from gnothi.methods.dino import DINOSpec
 from gnothi.methods.moco import MoCoSpec
+from gnothi.methods.none import NoneSpec
 from gnothi.methods.simclr import SimCLRSpec
 from gnothi.methods.simsiam import SimSiamSpec
 from gnothi.methods.swav import SwAVSpec
@@ -24,7 +25,9 @@ from gnothi.models.backbone import BackboneSpec
 from gnothi.training.optimisers import OptimiserSpec
 from gnothi.training.spec import TrainingSpec
 
-AnyMethodSpec = Annotated[SimCLRSpec | MoCoSpec | BYOLSpec | SimSiamSpec | SwAVSpec | DINOSpec | BarlowSpec | VICRegSpec, Field(discriminator="name")]
+AnyMethodSpec = Annotated[
+    SimCLRSpec | MoCoSpec | BYOLSpec | SimSiamSpec | SwAVSpec | DINOSpec | BarlowSpec | VICRegSpec | NoneSpec, Field(discriminator="name")
+]
 
 
 class RunDataSpec(DataSpec):

@@ -73,6 +73,11 @@ def swav_cifar(size: int) -> ViewsSpec:
     return _twins(size, (0.14, 1.0), _colours((0.4, 0.4, 0.4, 0.1)))
 
 
+def plain(size: int) -> ViewsSpec:
+    """One crop of 20 to 100 % of the area and a flip, any number of channels, colours stay: for auxiliaries alone (RotNet, arXiv 1803.07728)."""
+    return ViewsSpec(global_crops=(CropSpec(size=size, area=(0.2, 1.0)),))
+
+
 def any_orientation(size: int) -> ViewsSpec:
     """Images without an up (microscopy, satellite), any number of channels: all flips and quarter turns, brightness, contrast, blur; colours stay."""
     crop = CropSpec(size=size, area=(0.2, 1.0), turns=True, photometric=_colours((0.4, 0.4, 0.0, 0.0), grey=0.0, blur=_blur(0.5, size)))
@@ -95,6 +100,7 @@ VIEWS: dict[str, Callable[[int], ViewsSpec]] = {
     "dino-cifar": dino_cifar,
     "swav": swav,
     "swav-cifar": swav_cifar,
+    "plain": plain,
     "any-orientation": any_orientation,
     "any-channels": any_channels,
 }

@@ -59,20 +59,18 @@ def measure(method: Method, sample: Tensor, step: Step) -> dict[str, float]:
         step: where training is.
 
     Returns:
-        ``std`` and ``projection_rankme`` (spread and effective rank of projections, both of unit length), ``feature_std`` and ``rankme`` (of
-        features), and ``teacher_entropy`` and ``mean_entropy`` where there are prototypes.
+        ``feature_std`` and ``rankme`` (spread and effective rank of features); ``std`` and ``projection_rankme`` (of projections, of unit length)
+        where there is a method, and ``teacher_entropy`` and ``mean_entropy`` where there are prototypes.
     """
     modes = [(m, m.training) for m in method.modules()]
     method.eval()
     try:
         pooled = method.backbone(sample).pooled
         said = method.space.say([pooled])
-        values = {
-            "std": spread(said[0].projection),
-            "feature_std": spread(pooled),
-            "rankme": rankme(pooled),
-            "projection_rankme": rankme(F.normalize(said[0].projection, dim=-1)),
-        }
+        values = {"feature_std": spread(pooled), "rankme": rankme(pooled)}
+        if said:
+            projection = said[0].projection
+            values |= {"std": spread(projection), "projection_rankme": rankme(F.normalize(projection, dim=-1))}
         if hasattr(method.spec, "prototypes"):
             slow = pooled if method.slow is None else method.slow(sample).pooled
             targets = method.space.targets(method.space.answer([slow], said), step)
@@ -133,7 +131,8 @@ def verdict(history: Sequence[dict[str, float]], method: str, steps: int) -> Ver
     advice = ADVICE.get(method, GENERAL_ADVICE)
     kind, why = _collapse(now, first)
     if kind is None:
-        found = f"projections spread {now['std']:.2f} of 1, effective rank of features {now['rankme']:.0f} (at first {first['rankme']:.0f})"
+        what, spread_now = _spread(now)
+        found = f"{what} spread {spread_now:.2f} of 1, effective rank of features {now['rankme']:.0f} (at first {first['rankme']:.0f})"
         return Verdict("healthy", None, found, "")
     if _collapse(history[-2], first)[0] is None:
         return Verdict("undecided", kind, f"{why}, but only at the last measurement", advice)
@@ -149,11 +148,19 @@ def _collapse(now: dict[str, float], first: dict[str, float]) -> tuple[str | Non
             return "constant", f"the targets give nearly every image the same few outputs ({numbers})"
         if mean - each < LITTLE_SAID:
             return "uniform", f"the targets say nothing of the image: all are alike ({numbers})"
-    cosine = 1 - now["std"] ** 2  # the mean over pairs of images
-    if now["std"] < FLAT:
-        return "constant", f"projections of different images are nearly one vector (mean cosine {cosine:.3f})"
+    what, spread_now = _spread(now)
+    cosine = 1 - spread_now**2  # the mean over pairs of images
+    if spread_now < FLAT:
+        return "constant", f"{what} of different images are nearly one vector (mean cosine {cosine:.3f})"
+    if "std" not in now:
+        return None, ""
     rank, before, widens = now["projection_rankme"], first["projection_rankme"], now["std"] > WIDENS * first["std"]
     if "mean_entropy" not in now and now["std"] < NARROW_SPREAD and rank < NARROW_RANK and not widens:
         why = f"projections of different images draw together (mean cosine {cosine:.2f}, effective rank {rank:.1f}, at first {before:.1f})"
         return "dimensional", why
     return None, ""
+
+
+def _spread(now: dict[str, float]) -> tuple[str, float]:
+    """What is judged, and how much it spreads: projections, or features where no method makes projections."""
+    return ("projections", now["std"]) if "std" in now else ("features", now["feature_std"])

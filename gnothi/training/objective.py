@@ -43,11 +43,14 @@ class Objective(nn.Module):
         return step.progress >= self.auxiliaries[name].spec.start
 
     def draw(self, views: Views, step: Step) -> Views:
-        """Add the random numbers that auxiliaries asked for: drawn for the joint batch, then this process's rows."""
+        """Add the random numbers that auxiliaries asked for, drawn for the joint batch, then this process's rows; and what they make of them."""
         n = len(views.index)
         joint = {name: a.draw(n * world(), step) for name, a in self.auxiliaries.items()}
         mine = slice(rank() * n, (rank() + 1) * n)
-        return replace(views, drawn={name: d[mine].to(views.index.device) for name, d in joint.items() if d is not None})
+        views = replace(views, drawn={name: d[mine].to(views.index.device) for name, d in joint.items() if d is not None})
+        for auxiliary in self.auxiliaries.values():
+            views = auxiliary.prepare(views, step)
+        return views
 
     def forward(self, views: Views, step: Step) -> tuple[Tensor, dict[str, Tensor], dict[str, Carry]]:
         """The weighted sum [], each term detached, and what ``after_step`` needs. Nothing moves but BatchNorm's running statistics."""

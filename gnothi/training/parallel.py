@@ -21,7 +21,7 @@ def wrap(objective: Objective, compiled: bool) -> nn.Module:
     if world() == 1:
         return objective
     if next(objective.parameters()).is_cuda:
-        objective.method = nn.SyncBatchNorm.convert_sync_batchnorm(objective.method)
+        nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # in place, and the auxiliaries' heads too
     else:
         synchronise(objective)
     # Buffers are the same on every process already; torch renamed the switch that says so.

@@ -125,7 +125,7 @@ def test_methods_of_two_views_get_no_local_crops_and_refuse_them_by_name(method:
     assert len(found.global_crops) == 2
     assert bool(found.local_crops) == METHODS[method][1].multi_crop
     if not METHODS[method][1].multi_crop:
-        with pytest.raises(SettingError, match=f"views.local must be 0 for {method}, which compares two views, got 3"):
+        with pytest.raises(SettingError, match=f"views.local must be 0 for {method}, which takes no local crops, got 3"):
             crops(settings.model_copy(update={"local": 3}), method, 3)
 
 

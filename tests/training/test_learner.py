@@ -20,7 +20,7 @@ from gnothi.training.learner import Learner
 from gnothi.training.objective import Objective
 from gnothi.training.signals import Interrupted
 
-ACCUMULATING = tuple(n for n, (_, m) in toys.METHODS.items() if m.accumulates)
+ACCUMULATING = tuple(n for n in toys.NAMES if toys.METHODS[n][1].accumulates)
 
 
 def objective(name: str, *, nudge: AuxiliarySpec | None = None, **settings: Any) -> Objective:

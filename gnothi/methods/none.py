@@ -1,0 +1,54 @@
+"""No method: auxiliaries alone teach the network, as RotNet (arXiv 1803.07728) and Jigsaw (arXiv 1603.09246) do."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from gnothi.contracts import Carry, Outputs, Said, Spec, Step, Views, Want
+from gnothi.methods.method import Method, Space
+
+
+class NoneSpec(Spec):
+    """No settings but the name."""
+
+    name: Literal["none"] = "none"
+
+
+class NoSpace(Space):
+    """Nothing is compared, so nothing is said."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.slow = None
+
+    def momentum(self, step: Step) -> None:
+        """There is no teacher."""
+
+    def say(self, features: list[Tensor], head: nn.Module | None = None) -> list[Said]:
+        """No head, no words: []."""
+        return []
+
+
+class NoMethod(Method):
+    """A network, and neither head, loss nor teacher; its own views are not even encoded."""
+
+    name, multi_crop = "none", False
+
+    def __init__(self, backbone: nn.Module, spec: NoneSpec) -> None:
+        nn.Module.__init__(self)
+        self.backbone, self.slow, self.space = backbone, None, NoSpace()
+        self.spec = spec  # type: ignore[assignment]  # none of the settings that a MethodSpec has would mean anything
+
+    def forward(self, views: Views, want: Want, step: Step) -> Outputs:
+        """Nothing: auxiliaries that work alone make their own passes."""
+        return Outputs((), ())
+
+    def loss(self, views: Views, outputs: Outputs, step: Step) -> tuple[dict[str, Tensor], Carry]:
+        """No term."""
+        return {}, Carry()
+
+    def weights(self, step: Step) -> dict[str, float]:
+        """Of no term."""
+        return {}
