@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gnothi.contracts import Branch, Carry, Encoding, Outputs, Said, Spec, Step, Views, Want
 from gnothi.models.heads import Head, Norm
+from gnothi.models.prototypes import full
 from gnothi.models.teacher import Statistics, batch_statistics, follow, twin
 from gnothi.schedules import cosine
 
@@ -52,6 +53,25 @@ class Group:
     """Times the recipe's rate."""
 
 
+@dataclass(frozen=True)
+class Partners:
+    """With which patches of a target crop the patches of a crop are to agree, image by image."""
+
+    crop: int
+    """Number of the crop that learns."""
+    target: int
+    """Number of the target crop."""
+    index: Tensor
+    """[B, N] among the patches of the target crop."""
+    weight: Tensor
+    """[B, N]."""
+
+    def rows(self, patches: int) -> Tensor:
+        """[B x N] among all patches of the target crop, of which an image has ``patches``."""
+        first = patches * torch.arange(len(self.index), device=self.index.device)
+        return (self.index + first[:, None]).flatten()
+
+
 class Space(nn.Module):
     """Where a method compares: a head, its slow twin where there is a teacher, and what the comparison remembers.
 
@@ -85,7 +105,7 @@ class Space(nn.Module):
         """The teacher's momentum, None where there is no teacher."""
         return cosine(step.progress, self.spec.momentum, self.spec.momentum_end) if isinstance(self.spec, TeacherSpec) else None
 
-    def say(self, features: list[Tensor], head: nn.Module | None = None) -> list[Said]:
+    def say(self, features: list[Tensor], head: Callable[[Tensor], Said] | None = None) -> list[Said]:
         """Features of each crop through a head, together or crop by crop: [B, D] each -> Said each."""
         head = self.head if head is None else head
         if not self.spec.joint_views:
@@ -127,6 +147,34 @@ class Space(nn.Module):
         terms = [self.match(said[v].prediction, parts[g], step=step) for v, g in pairs]
         return torch.stack(terms).mean()
 
+    def match_patches(self, online: list[Tensor], target: list[Tensor], partners: list[Partners], step: Step) -> tuple[list[Tensor], Carry]:
+        """How badly patches agree with chosen patches of other crops, by the method's own rule.
+
+        Rows are patches instead of images. A target crop is compared with by itself: its patches, of all images and processes, are the candidates.
+
+        Args:
+            online: [B, N, D] tokens of every crop.
+            target: [B, N, D] of the global crops, without gradient; not used where the targets are the online projections.
+            partners: who is to agree with whom.
+            step: where training is.
+
+        Returns:
+            [] of each of ``partners``, the mean over all B x N rows of weight x loss as ``match`` has it; and what ``settle`` needs.
+        """
+        said, answered = self.speak(online, target)
+        known = [self.targets([s], step) for s in (said[: len(target)] if self.both_learn else answered)]
+        values = [
+            self.match(said[p.crop].prediction, known[p.target], index=p.rows(target[p.target].shape[1]), weight=p.weight.flatten(), step=step)
+            for p in partners
+        ]
+        return values, self.keep(answered)
+
+    def speak(self, online: list[Tensor], target: list[Tensor]) -> tuple[list[Said], list[Said]]:
+        """What the heads say of tokens, [B, N, D] each -> rows [B x N], in full precision: the online side and the target side."""
+        said = self.say([x.flatten(0, 1) for x in online])
+        answered = self.answer([x.flatten(0, 1) for x in target], said)
+        return [Said(full(s.projection), full(s.prediction)) for s in said], [Said(full(s.projection), full(s.prediction)) for s in answered]
+
     def frozen(self, step: Step) -> tuple[str, ...]:
         """Name patterns of parameters that must not move in this step."""
         return ()
@@ -140,6 +188,22 @@ class Space(nn.Module):
         momentum = self.momentum(step)
         if self.slow is not None and momentum is not None:
             follow(self.slow, self.head, momentum)
+
+
+def match_assignments(
+    space: Space, online: list[Tensor], target: list[Tensor], partners: list[Partners], temperature: float, step: Step
+) -> tuple[list[Tensor], Carry]:
+    """As ``Space.match_patches``, where targets are distributions over prototypes: they are made once, and never copied row by row."""
+    said, answered = space.speak(online, target)
+    sizes = [len(s.prediction) for s in answered]
+    known = [t.unflatten(0, x.shape[:2]) for t, x in zip(space.targets(answered, step).split(sizes), target, strict=True)]
+    logits = [s.prediction.unflatten(0, x.shape[:2]) for s, x in zip(said, online, strict=True)]
+    norms = {v: (logits[v] / temperature).logsumexp(-1) for v in dict.fromkeys(p.crop for p in partners)}
+    values = []
+    for p in partners:
+        scores = (logits[p.crop] @ known[p.target].mT).gather(2, p.index[..., None]).squeeze(2)  # [B, N]
+        values.append(((norms[p.crop] - scores / temperature) * p.weight).mean())
+    return values, space.keep(answered)
 
 
 def pick(targets: Tensor, index: Tensor | None) -> Tensor:
@@ -172,9 +236,9 @@ class Method(nn.Module):
         self.space = self.fresh_space(int(backbone.width))  # type: ignore[arg-type]
         self.slow = twin(backbone) if isinstance(spec, TeacherSpec) else None
 
-    def fresh_space(self, width: int) -> Space:
-        """A new Space of this method's kind."""
-        return self.space_type(width, self.spec)
+    def fresh_space(self, width: int, **changes: Any) -> Space:
+        """A new Space of this method's kind, with some of its settings changed."""
+        return self.space_type(width, type(self.spec)(**{**self.spec.model_dump(), **changes}) if changes else self.spec)
 
     def groups(self) -> tuple[Group, ...]:
         """Parameters that need a rate of their own; all others take the recipe's."""

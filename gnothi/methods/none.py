@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class NoSpace(Space):
     def momentum(self, step: Step) -> None:
         """There is no teacher."""
 
-    def say(self, features: list[Tensor], head: nn.Module | None = None) -> list[Said]:
+    def say(self, features: list[Tensor], head: Callable[[Tensor], Said] | None = None) -> list[Said]:
         """No head, no words: []."""
         return []
 

@@ -82,13 +82,19 @@ class Head(nn.Module):
         """[B, P] -> [B, Q]: the predictor's output, prototype scores, or the projection itself."""
         if self.predictor is not None:
             return self.predictor(projection)
-        if self.last is None:
-            return projection
-        return F.linear(projection, F.normalize(self.last.weight, dim=-1) if self.weight_norm else self.last.weight)
+        return projection if self.last is None else F.linear(projection, self.prototypes())
+
+    def prototypes(self) -> Tensor:
+        """[K, P], as they are compared with; only where there are any."""
+        assert self.last is not None
+        return F.normalize(self.last.weight, dim=-1) if self.weight_norm else self.last.weight
+
+    def project(self, features: Tensor) -> Tensor:
+        """[B, D] -> [B, P], of unit length where there are prototypes."""
+        projection = self.projector(features)
+        return projection if self.last is None else F.normalize(projection, dim=-1)
 
     def forward(self, features: Tensor) -> Said:
-        """[B, D] -> projection [B, P], of unit length where there are prototypes, and prediction [B, Q]."""
-        projection = self.projector(features)
-        if self.last is not None:
-            projection = F.normalize(projection, dim=-1)
+        """[B, D] -> projection [B, P] and prediction [B, Q]."""
+        projection = self.project(features)
         return Said(projection, self.predict(projection))
