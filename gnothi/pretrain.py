@@ -195,7 +195,7 @@ def train(
         raise SettingError(f"--out {folder} is the folder of the images; give the run one of its own")
     learner = assemble(resolved, folder, init)  # what cannot be built is said before anything is written
     distributed.barrier()  # nobody writes before all have looked whether the folder is taken
-    with _owned(folder):
+    with owned(folder):
         return _run(resolved, folder, learner, init, resume, progress)
 
 
@@ -229,7 +229,7 @@ def _same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
 
 
 @contextmanager
-def _owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path) -> Iterator[None]:
     """One process (or one group of them) at a time in a run's folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
