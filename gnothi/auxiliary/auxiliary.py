@@ -78,6 +78,10 @@ class Auxiliary(nn.Module):
         """Named terms, and what ``after_step`` needs."""
         raise NotImplementedError
 
+    def diagnose(self, method: Method, views: Views, step: Step) -> dict[str, float]:
+        """Measures of a batch for the lines of health, the same on every process; called in evaluation mode, without gradient. Nothing moves."""
+        return {}
+
     def weights(self, step: Step) -> dict[str, float]:
         """Weight of each term."""
         return {self.name: self.spec.weight}

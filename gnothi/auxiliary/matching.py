@@ -88,28 +88,33 @@ def geometric_matches(
         teacher_turns: [B].
 
     Returns:
-        index [B, Ns] into the teacher's patches, row by row; distance [B, Ns] of the two centres in source pixels; valid [B, Ns]: the distance is less
-        than half the diagonal of the larger cell (GLSD's rule, arXiv 2207.14676).
+        index [B, Ns] into the teacher's patches, row by row; distance [B, Ns] of the two centres in source pixels; valid [B, Ns]: the distance is
+        less than half the diagonal of the larger cell (GLSD's rule, arXiv 2207.14676).
     """
     student = frame(student_boxes, student_grid, student_flips, student_turns)
     teacher = frame(teacher_boxes, teacher_grid, teacher_flips, teacher_turns)
-    index, distance = _nearest(student, teacher)
+    index, distance = nearest(student, teacher)
     return index, distance.to(student_boxes.dtype), distance < reach(student, teacher)[:, None]
 
 
-def nearest(student: Frame, teacher: Frame) -> tuple[Tensor, Tensor]:
-    """The nearest patch for frames at any angle: index and distance [B, Ns].
+def nearest(student: Frame, teacher: Frame, *, check: bool = False) -> tuple[Tensor, Tensor]:
+    """The nearest patch for frames at any angle whose cells are rectangles.
+
+    Args:
+        student: whose patches ask.
+        teacher: whose patches answer.
+        check: refuse sheared cells, for which this is wrong; a GPU has to be waited for.
+
+    Returns:
+        index [B, Ns] and distance [B, Ns] in source pixels.
 
     Raises:
-        SettingError: the teacher's cells are sheared; the closed form holds for rectangles only.
+        SettingError: the teacher's cells are sheared.
     """
-    lengths = teacher.across.norm(dim=-1) * teacher.down.norm(dim=-1)
-    if bool(((teacher.across * teacher.down).sum(-1).abs() > SHEAR * lengths).any()):
-        raise SettingError("patches are matched in closed form for cells that are rectangles, got sheared ones; compare all centres instead")
-    return _nearest(student, teacher)
-
-
-def _nearest(student: Frame, teacher: Frame) -> tuple[Tensor, Tensor]:
+    if check:
+        lengths = teacher.across.norm(dim=-1) * teacher.down.norm(dim=-1)
+        if bool(((teacher.across * teacher.down).sum(-1).abs() > SHEAR * lengths).any()):
+            raise SettingError("patches are matched in closed form for cells that are rectangles, got sheared ones; compare all centres instead")
     # The steps stand at right angles, so the squared distance is a part along the columns plus a part along the rows, and each is least by itself.
     u, v = placed(student, teacher)
     column, row = u.floor().clamp(0, teacher.grid[1] - 1), v.floor().clamp(0, teacher.grid[0] - 1)
@@ -196,3 +201,29 @@ def hidden(seeds: Tensor, crops: int, patches: int, share: float, portion: tuple
     wanted = (portion[0] + (portion[1] - portion[0]) * u[..., 0]) * (u[..., 1] < share)
     rank = u[..., 2:].argsort(-1).argsort(-1)
     return (rank < (wanted * patches).round()[..., None]).transpose(0, 1)
+
+
+# ---- what tokens know of places ------------------------------------------------------------------
+def decodability(tokens: Tensor, grid: tuple[int, int]) -> float | None:
+    """How well a linear probe (ridge regression) tells the row and column of a patch; learnt on half of the images, asked on the others.
+
+    Args:
+        tokens: [B, N, D], row by row.
+        grid: rows and columns.
+
+    Returns:
+        Share of the variance of rows and columns that is explained, at most 1, 0 or less where nothing is; None for a single image or patch.
+    """
+    half, count = len(tokens) // 2, tokens.shape[1]
+    if not half or count < 2:
+        return None
+    rows, columns = torch.meshgrid(*(torch.linspace(-1, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1, dtype=torch.float64) for n in grid))
+    place = torch.stack([rows.flatten(), columns.flatten()], 1)  # [N, 2]; its mean is 0
+    x = tokens.detach().double().cpu()
+    mean, std = x[:half].mean((0, 1)), x[:half].std((0, 1)).clamp(min=1e-6)
+    x = (x - mean) / std
+    known, asked = x[:half].flatten(0, 1), x[half:]
+    strength = 1e-3 * len(known) * torch.eye(known.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(known.T @ known + strength, known.T @ place.repeat(half, 1))
+    missed = (asked @ weight - place).square().sum()
+    return float(1 - missed / (len(asked) * place.square().sum()))

@@ -1,8 +1,8 @@
 """Cross-entropy with a teacher's distribution over many prototypes, without ever holding the logits.
 
 With logits s_i = W z_i and a target p_j of the teacher, the loss of row i is -sum_k p_jk log softmax(s_i / t)_k = lse(s_i / t) - <z_i, W^T p_j> / t,
-for p_j sums to 1. The first part is a number a row. The second is a product of short vectors: W^T p_j is as wide as a projection, and serves every row
-that is matched with j. Both are sums over prototypes, taken a chunk at a time; the backward pass makes the chunks once more.
+for p_j sums to 1. The first part is a number a row. The second is a product of short vectors: W^T p_j is as wide as a projection, and serves all rows
+that are matched with j. Both are sums over prototypes, taken a chunk at a time; the backward pass makes the chunks once more.
 """
 
 from __future__ import annotations

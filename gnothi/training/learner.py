@@ -107,7 +107,7 @@ class Learner:
         if self._marked("log_every"):
             self._log(step, rates, len(views.index) * distributed.world())
         if self._marked("health_every") and self.sample is not None:
-            values = health.measure(self.objective.method, self.sample, step)
+            values = health.measure(self.objective.method, self.sample, step) | self.objective.diagnose(views, step)
             self.journal.refuse(values, self.number)
             self.journal.write("health", self.number, self.seconds, values)
         if self._marked("evaluate_every") and self.evaluate is not None:
