@@ -7,7 +7,7 @@ small share of a block leaves its predictor far from optimal.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,13 @@ from gnothi.contracts import Branch, Carry, Outputs, Said, SettingError, Step, V
 from gnothi.methods import Method, Space
 from gnothi.methods.simclr import SimCLRSpace
 from gnothi.models.heads import Head
+from gnothi.models.prototypes import full
 from gnothi.models.teacher import follow, twin
 from gnothi.schedules import cosine, linear
+from gnothi.views.batches import ViewsSpec
 
+WEIGHTS = {"moco": 1.0, "byol": 0.8, "simclr": 0.8}
+"""At the end of training, for a ViT-B/16 (SD_*.json of the authors' code)."""
 REMEMBER = {"dino": "centre", "swav": "queue"}
 """Methods whose targets lean on a memory of final projections, which means nothing to those of another block."""
 
@@ -29,8 +33,9 @@ REMEMBER = {"dino": "centre", "swav": "queue"}
 class LayersSpec(AuxiliarySpec):
     """Settings of layers."""
 
-    weight: float = Field(default=0.8, ge=0)
-    """Weight of the lower blocks' loss at the end of training; the authors' code has 0.6 to 1.0 for ViTs and 0.2 for a ResNet-18."""
+    weight: float | None = Field(default=None, ge=0)  # type: ignore[assignment]  # settled to a number before a run is built
+    """Weight of the lower blocks' loss at the end of training. None: 1 for MoCo, 0.8 for BYOL and SimCLR, as the authors' code has it for a ViT-B;
+    0.5 for the others. That code has 0.2 for a ResNet-18."""
     schedule: Literal["half_cosine", "constant", "linear"] = "half_cosine"
     """How the weight gets there: from 0 at ``start`` by half a cosine or a line, or it is the same all the time."""
     layers: Literal["all"] | tuple[int, ...] = "all"
@@ -55,6 +60,10 @@ class LayersSpec(AuxiliarySpec):
     """Weight of the predictor-only term, a sum over the blocks; it is not scheduled. Only BYOL, MoCo and SimSiam have predictors."""
     predictor_only_final: bool = True
     """The last block's predictor takes part in that term."""
+
+    def settled(self, method: str, views: ViewsSpec | None = None) -> Self:
+        """The weight, by method."""
+        return self if self.weight is not None else self.model_copy(update={"weight": WEIGHTS.get(method, 0.5)})
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -84,7 +93,7 @@ class Layers(Auxiliary):
     spec: LayersSpec
 
     def __init__(self, method: Method, spec: LayersSpec) -> None:
-        super().__init__(method, spec)
+        super().__init__(method, spec.settled(method.name))
         widths: tuple[int, ...] = tuple(method.backbone.block_widths)  # type: ignore[arg-type]
         if len(widths) < 2:
             raise SettingError(f"auxiliary.layers needs a backbone of several blocks, got {len(widths)}; micro-vit and micro-resnet have some")
@@ -128,21 +137,21 @@ class Layers(Auxiliary):
         progress = (step.progress - s.start) / (1 - s.start)
         if self.numbers:
             risen = {"half_cosine": cosine(progress, 0.0, 1.0), "linear": linear(progress, 0.0, 1.0), "constant": 1.0}
-            weights["layers"] = s.weight * risen[s.schedule]
+            weights["layers"] = (s.weight or 0.0) * risen[s.schedule]
         if self.teaches:
             weights["predictors"] = s.predictor_only
         return weights
 
     def forward(self, method: Method, views: Views, outputs: Outputs, step: Step) -> tuple[dict[str, Tensor], Carry]:
         """Terms "layers", the mean over blocks of the method's loss, and "predictors", the sum over blocks of it for predictors alone."""
-        space, final = method.space, [b.said for b in outputs.online]
+        space, final = method.space, _full([b.said for b in outputs.online])
         said = {n: self._say(space, outputs.online, n) for n in self.exits}
-        answered = final_answers = [b.said for b in outputs.target]
+        answered = final_answers = _full([b.said for b in outputs.target])
         if self.target is not None:
             answered = [s.detach() for s in said[self.target][: views.n_global]] if self.slow is None else self._answer(space, outputs)
         alone = {n: _alone(space, said[n], self._head(n)) for n in self.exits} if self.teaches else {}
         last = _alone(space, final, space.head) if self.teaches and self.spec.predictor_only_final else None
-        with torch.autocast(views.index.device.type, enabled=False):  # in the precision of the method's own loss
+        with torch.autocast(views.index.device.type, enabled=False):  # bf16 is too coarse here
             own = space.targets(final_answers, step)
             targets = own if self.target is None else space.targets(answered, step)
             if self.spec.target_view == "same":
@@ -165,11 +174,10 @@ class Layers(Auxiliary):
         blocks = [b.encoding.blocks[int(name)] for b in branches]
         said = space.say([b.final if self.spec.norm == "shared" else b.pooled for b in blocks], through or self.exits[name])
         if space.head.last is None or self.spec.prototypes == "own":
-            return said
-        weight = space.head.last.weight.detach()
-        weight = F.normalize(weight, dim=-1) if space.head.weight_norm else weight
+            return _full(said)
+        prototypes = space.head.prototypes().detach()
         units = [F.normalize(s.projection, dim=-1) for s in said]
-        return [Said(z, F.linear(z, weight)) for z in units]
+        return _full([Said(z, F.linear(z, prototypes)) for z in units])
 
     @torch.no_grad()
     def _answer(self, space: Space, outputs: Outputs) -> list[Said]:
@@ -197,7 +205,12 @@ def _alone(space: Space, said: list[Said], head: Head) -> list[Said]:
     def predict(projection: Tensor) -> Said:
         return Said(projection, head.predict(projection))
 
-    return space.say([s.projection.detach() for s in said], predict)  # type: ignore[arg-type]
+    return _full(space.say([s.projection.detach() for s in said], predict))
+
+
+def _full(said: list[Said]) -> list[Said]:
+    """Words in at least float32."""
+    return [Said(full(s.projection), full(s.prediction)) for s in said]
 
 
 def _exit(method: Method, width: int, spec: LayersSpec) -> Exit:

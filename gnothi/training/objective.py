@@ -66,9 +66,9 @@ class Objective(nn.Module):
                     more, carries[name] = auxiliary(self.method, views, outputs, step)
                 terms |= more
         total = torch.stack([weights[k] * v for k, v in terms.items()]).sum()
-        for name, auxiliary in self.auxiliaries.items():
-            if not self.begun(name, step):  # so that every process has a gradient for every parameter
-                total = total + 0 * torch.stack([p.sum() for p in auxiliary.parameters() if p.requires_grad]).sum()
+        idle = [p for name, a in self.auxiliaries.items() if not self.begun(name, step) for p in a.parameters() if p.requires_grad]
+        if idle:  # so that every process has a gradient for every parameter
+            total = total + 0 * torch.stack([p.sum() for p in idle]).sum()
         return total, {k: v.detach() for k, v in terms.items()}, carries
 
     def weights(self, step: Step) -> dict[str, float]:
@@ -78,6 +78,18 @@ class Objective(nn.Module):
             if self.begun(name, step):
                 weights |= auxiliary.weights(step)
         return weights
+
+    @torch.no_grad()
+    def diagnose(self, views: Views, step: Step) -> dict[str, float]:
+        """What auxiliaries measure on a batch, by their names, in evaluation mode; nothing moves."""
+        modes = [(m, m.training) for m in self.modules()]
+        self.eval()
+        try:
+            found = {name: auxiliary.diagnose(self.method, views, step) for name, auxiliary in self.auxiliaries.items()}
+        finally:
+            for m, training in modes:
+                m.training = training
+        return {f"{name}_{key}": value for name, values in found.items() for key, value in values.items()}
 
     def groups(self) -> tuple[Group, ...]:
         """Parameters with a rate of their own."""
@@ -96,7 +108,8 @@ class Objective(nn.Module):
     def after_step(self, carries: dict[str, Carry], step: Step) -> None:
         """Bring prototypes back to unit length, move teachers and memories."""
         if not self.method.frozen(step):
-            for m in self.modules():
+            moved = [self.method, *(a for name, a in self.auxiliaries.items() if self.begun(name, step))]
+            for m in (m for part in moved for m in part.modules()):
                 if isinstance(m, Head) and next(m.parameters()).requires_grad:
                     m.tidy()
         self.method.after_step(carries["method"], step)
