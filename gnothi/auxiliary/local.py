@@ -1,7 +1,7 @@
 """Local self-distillation beside any method: patches learn from patches of another crop (GLSD, Lebailly and Tuytelaars 2023, arXiv 2207.14676).
 
-Every patch of a crop gets a partner among the patches of another crop of its image, by where both lie in the image, by what they say, or by chance, and
-the method's own rule compares the two in a Space of its own. Relations between the patches of a crop (Gram matrix, kernel) need no partners.
+Every patch of a crop gets a partner among the patches of another crop of its image, by where both lie in the image, by what they say, or by chance,
+and the method's own rule compares the two in a Space of its own. Relations between the patches of a crop (Gram matrix, kernel) need no partners.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class LocalSpec(AuxiliarySpec):
     weight: float = Field(default=0.5, ge=0)
     """Weight of the patches' loss; 0.5 in the authors' code, which also halves the method's own: see ``view_weight``."""
     view_weight: float = Field(default=1.0, ge=0)
-    """Weight of the method's own loss while this one is on. The authors' code has 0.5; 1 leaves the base run's loss as it is, for a fair comparison."""
+    """Weight of the method's own loss while this one is on. The authors' code has 0.5; 1 leaves it as it is in a run without this."""
     match: Literal["geometric", "similarity", "both", "gated", "blend", "same", "random", "none"] = "geometric"
     """Whose partner is whose: the nearest centre; the largest cosine of tokens; both losses; the nearest centre where valid and the largest cosine
     elsewhere; the least of 1 - cosine + alpha x distance; the teacher's view of a hidden patch (iBOT); any patch, as a control; no partners."""
     validity: Literal["half_diag", "inside", "ratio", "none"] = "half_diag"
-    """Which nearest centres count: nearer than half the diagonal of the larger cell; inside the other crop; nearer than ``ratio`` such diagonals; all."""
+    """Which nearest centres count: nearer than half the diagonal of the larger cell; inside the other crop; nearer than ``ratio`` diagonals; all."""
     ratio: float = Field(default=0.7, gt=0)
     """For validity "ratio": largest distance over the diagonal of the larger cell, 0.7 in PixPro; half_diag is 0.5."""
     denominator: Literal["all_tokens", "valid_tokens"] | None = None
-    """What a crop's sum is divided by: all its patches, or those that count. None: all_tokens as in GLSD; for match "same", valid_tokens as in iBOT."""
+    """What a crop's sum is divided by: all its patches, or those that count. None: all_tokens (GLSD); for match "same", valid_tokens (iBOT)."""
     pairs: Literal["cross", "global_only"] = "cross"
     """Every crop learns from every other global crop, or global crops only."""
     similarity_share: float = Field(default=0.5, ge=0, le=1)
@@ -226,9 +226,9 @@ class Local(Auxiliary):
         """What patches know of places, on the first two global crops of the batches of all processes.
 
         Returns:
-            ``kept``: share of patches that have a nearest centre within half the larger cell's diagonal. ``precision``: of these, how many find a patch
-            so near by the largest cosine. ``unique``: different patches that these find, over their number; few hubs make it small. ``position``: how
-            well a linear probe tells the place of a patch in its crop.
+            ``kept``: share of patches that have a nearest centre within half the larger cell's diagonal. ``precision``: of these, how many find a
+            patch so near by the largest cosine. ``unique``: different patches that these find, over their number; few hubs make it small.
+            ``position``: how well a linear probe tells the place of a patch in its crop.
         """
         images, want = views.images[: min(2, views.n_global)], self.want()
         online = method.encodings(images, want, method.backbone)

@@ -217,13 +217,13 @@ def decodability(tokens: Tensor, grid: tuple[int, int]) -> float | None:
     half, count = len(tokens) // 2, tokens.shape[1]
     if not half or count < 2:
         return None
-    rows, columns = torch.meshgrid(*(torch.linspace(-1, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1, dtype=torch.float64) for n in grid))
-    place = torch.stack([rows.flatten(), columns.flatten()], 1)  # [N, 2]; its mean is 0
+    rows, columns = ((torch.arange(n, dtype=torch.float64) - (n - 1) / 2) / n for n in grid)
+    place = torch.cartesian_prod(rows, columns)  # [N, 2]; its mean is 0
     x = tokens.detach().double().cpu()
     mean, std = x[:half].mean((0, 1)), x[:half].std((0, 1)).clamp(min=1e-6)
     x = (x - mean) / std
     known, asked = x[:half].flatten(0, 1), x[half:]
-    strength = 1e-3 * len(known) * torch.eye(known.shape[1], dtype=torch.float64)
+    strength = 1e-2 * len(known) * torch.eye(known.shape[1], dtype=torch.float64)
     weight = torch.linalg.solve(known.T @ known + strength, known.T @ place.repeat(half, 1))
     missed = (asked @ weight - place).square().sum()
     return float(1 - missed / (len(asked) * place.square().sum()))
