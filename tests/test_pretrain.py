@@ -276,7 +276,7 @@ def test_resuming_says_from_where_or_that_there_is_nothing_to_resume(data: Path,
         train(data, tmp_path / "run", resume=True, progress=first)
     train(data, tmp_path / "run", resume=True, progress=second)
     assert f"nothing in {tmp_path / 'run'} to go on with: begins" in first.said and "goes on after" not in first.said
-    assert "goes on after step 6" in second.said and "begins" not in second.said
+    assert "goes on after step 7" in second.said and "begins" not in second.said
 
 
 def test_a_run_folder_says_what_it_is(data: Path, unbroken: Path) -> None:
