@@ -3,13 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "train"]
+__all__ = ["__version__", "compare", "load", "train"]
 
 if TYPE_CHECKING:
+    from gnothi.comparison import compare
     from gnothi.encoders import load
     from gnothi.pretrain import train
 
-_LAZY = {"load": "gnothi.encoders", "train": "gnothi.pretrain"}
+_LAZY = {"compare": "gnothi.comparison", "load": "gnothi.encoders", "train": "gnothi.pretrain"}
 
 
 def __getattr__(name: str) -> Any:

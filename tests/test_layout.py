@@ -14,7 +14,7 @@ import gnothi
 PACKAGE = Path(gnothi.__file__).parent
 ORDER = (
     "randomness", "contracts", "distributed", "schedules", "losses", "data", "views", "models", "methods", "auxiliary", "training", "recipes",
-    "encoders", "evaluate", "pretrain", "transfer", "ensemble", "export", "report", "demo", "cli",
+    "encoders", "evaluate", "pretrain", "transfer", "ensemble", "export", "report", "comparison", "demo", "cli",
 )  # fmt: skip
 """A module imports only from those before its own; `gnothi` itself stands for the version, which all may read."""
 SIBLINGS = {"methods": {"method"}, "auxiliary": {"auxiliary", "matching"}}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from gnothi.cli.compare import compare
 from gnothi.cli.group import Verbs
 from gnothi.cli.look import data, recipes
 from gnothi.cli.make import demo, embed, export, report
@@ -37,7 +38,7 @@ def cli() -> None:
     """Give all verbs one root; its help is ``START``."""
 
 
-for verb in (data, recipes, plan, train, evaluate, embed, export, report, demo):
+for verb in (data, recipes, plan, train, compare, evaluate, embed, export, report, demo):
     cli.add_command(verb)
 
 
