@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import oracles
@@ -9,32 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toys
+from depths import Deep, beside
 from oracles import plain
 from torch import Tensor, nn
-from toys import MULTI_CROP, NAMES, Feed, ToyBackbone, learner, parameters, same, step
+from toys import MULTI_CROP, NAMES, parameters, same, step
 
-from gnothi.auxiliary.layers import Layers, LayersSpec
+from gnothi.auxiliary.layers import LayersSpec
 from gnothi.contracts import Block, Encoding, Said, SettingError, Step, Views, Want
-from gnothi.methods import METHODS, Method
+from gnothi.methods import METHODS
 from gnothi.models.micro_resnet import MicroResNet
-from gnothi.randomness import generator, seeded
 from gnothi.training.objective import Objective
 
 EXACT = {"rel": 1e-9, "abs": 1e-10}
 PREDICTORS = ("byol", "moco", "simsiam")
 CASES = [(name, 0) for name in NAMES] + [(name, 2) for name in MULTI_CROP]
-
-
-class Deep(ToyBackbone):
-    """Four blocks, and a final norm whose scale and shift say something."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        width = self.width
-        self.blocks.extend(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)) for _ in range(2))
-        self.block_widths = (width,) * 4
-        nn.init.normal_(self.norm.weight)
-        nn.init.normal_(self.norm.bias)
 
 
 class Told(nn.Module):
@@ -47,14 +34,6 @@ class Told(nn.Module):
     def forward(self, images: Tensor, want: Want = Want(), mask: Tensor | None = None) -> Encoding:
         last, lower = images[:, 0, :, 0], images[:, 1, :, 0]
         return Encoding(last, None, (1, 1), {i: Block(lower, lower, None, (1, 1)) for i in want.blocks})
-
-
-def beside(
-    name: str = "simclr", base: Method | None = None, *, backbone: Any = Deep, method: dict[str, Any] | None = None, **settings: Any
-) -> Objective:
-    base = base or toys.method(name, backbone=backbone, **(method or {}))
-    with seeded(0, "layers"):
-        return Objective(base, {"layers": Layers(base, LayersSpec(**settings)).double()})
 
 
 def terms(objective: Objective, views: Views, at: Step | None = None) -> dict[str, Tensor]:
@@ -413,81 +392,6 @@ def test_a_norm_behind_the_projectors_is_the_method_s_unless_asked() -> None:
             for exit_ in objective.auxiliaries["layers"].exits.values():
                 last = exit_.head.projector[-1]
                 assert isinstance(last, nn.BatchNorm1d) == expected and last.weight is None if expected else isinstance(last, nn.Linear)
-
-
-# ---- training -----------------------------------------------------------------------------------
-@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in NAMES), ("swav", {"prototypes": "own"}), ("byol", {"layers": []})])
-def test_layers_that_begin_later_leave_the_method_as_it_is_and_do_not_move(name: str, more: dict[str, Any]) -> None:
-    def trained(**settings: Any) -> Objective:
-        objective = beside(name, **settings) if settings else Objective(toys.method(name, backbone=Deep))
-        learner(objective, Feed(dtype=torch.float64), total=4).fit()
-        return objective
-
-    late, without = trained(start=0.99, **more), trained()
-    assert same(parameters(late.method), parameters(without.method))
-    assert same(parameters(late.auxiliaries), parameters(beside(name, start=0.99, **more).auxiliaries))
-
-
-@pytest.mark.parametrize("name", ["dino", "swav"])
-def test_own_prototypes_stand_still_while_the_method_s_do_and_have_unit_length_after(name: str) -> None:
-    objective = beside(name, prototypes="own", schedule="constant")
-    run = learner(objective, Feed(dtype=torch.float64), total=10, optimiser={"warm_up": "0 steps", "weight_decay": 0.3})
-    before = parameters(objective)
-    keys = [k for k in before if k.endswith("last.weight") and ".slow." not in k]
-    assert len(keys) == 4
-    for number in range(4):  # frozen for the first fifth
-        run.step()
-        for key in keys:
-            assert torch.equal(objective.state_dict()[key], before[key]) == (number < 2), (key, number)
-    if name == "swav":
-        for key in keys:
-            lengths = objective.state_dict()[key].norm(dim=-1)
-            torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-12)
-
-
-def test_only_the_teacher_s_final_words_move_dino_s_centre() -> None:
-    with_it, without = beside("dino"), Objective(toys.method("dino", backbone=Deep))
-    for objective in (with_it, without):
-        objective.after_step(objective(toys.views(5, 2), step())[2], step())
-    assert torch.equal(with_it.method.space.centre, without.method.space.centre) and without.method.space.centre.any()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name: str, tmp_path: Any) -> None:
-    settings = {"target_layer": 1, "norm": "separate"} if name in ("byol", "simclr") else {"start": 0.3}
-
-    def run(folder: str) -> Any:
-        objective = beside(name, **settings)
-        return learner(objective, Feed(dtype=torch.float64), total=6, optimiser={"name": "adamw", "lr": 0.01}, folder=tmp_path / folder)
-
-    whole, first, second = run("whole"), run("parts"), run("parts")
-    whole.fit()
-    for _ in range(3):
-        first.step()
-    first.save()
-    second.resume(tmp_path / "parts" / "step-0000003.safetensors")
-    second.fit()
-    assert same(whole.state(), second.state())
-
-
-def coloured(n: int = 16) -> Views:
-    """Images of a colour each, with some noise: easy to tell apart."""
-    colours, noise = 3 * torch.randn(n, 3, 1, 1, generator=generator(0, "colours")), toys.views(n, dtype=torch.float32)
-    return replace(noise, images=tuple(colours + 0.1 * i for i in noise.images))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_lower_blocks_learn_to_say_what_the_last_one_says(name: str) -> None:
-    """Well below what can be had without looking at the image; half or four fifths of the beginning where no such number exists."""
-    base, batch, found = toys.method(name, backbone=Deep).float(), coloured(), list[float]()
-    with seeded(0, "layers"):
-        objective = Objective(base, {"layers": Layers(base, LayersSpec(weight=1.0, schedule="constant"))})
-    run = learner(objective, lambda _: batch, total=60, optimiser={"name": "adamw", "lr": 0.01}, training={"log_every": "5 steps"})
-    run.journal.write = lambda kind, step, seconds, line: found.append(line["terms"]["layers"]) if kind == "train" else None  # type: ignore[method-assign]
-    run.fit()
-    chance = {"simclr": math.log(31), "moco": 0.8 * math.log(16), "byol": 4.0, "swav": math.log(9), "dino": math.log(11)}
-    below = {"simsiam": -0.8, "barlow": 0.5 * found[0], "vicreg": 0.8 * found[0]} | {k: 0.8 * v for k, v in chance.items()}
-    assert found[-1] < below[name]
 
 
 # ---- refusals -----------------------------------------------------------------------------------
