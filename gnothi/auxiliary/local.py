@@ -243,12 +243,8 @@ class Local(Auxiliary):
     def _found(self, views: Views, online: list[Encoding], target: list[Encoding], v: int, g: int) -> Tensor:
         """Of a pair of crops: patches, patches kept, kept ones whose most similar patch is near, and different patches that kept ones find."""
         at, to = self.frame(views, v, online[v]), self.frame(views, g, target[g])
-        found, (_, distance), limit = (
-            matching.similar(patches(online[v]), patches(target[g])),
-            matching.nearest(at, to),
-            matching.reach(at, to)[:, None],
-        )
-        kept = distance < limit
+        found, limit = matching.similar(patches(online[v]), patches(target[g])), matching.reach(at, to)[:, None]
+        kept = matching.nearest(at, to)[1] < limit
         near = kept & (matching.apart(at, to, found) < limit)
         hit = torch.zeros_like(patches(target[g])[..., 0], dtype=torch.int64).scatter_reduce_(1, found, kept.long(), "amax")
         return torch.stack([kept.new_tensor(kept.numel(), dtype=torch.float32), *(x.sum().float() for x in (kept, near, hit))])

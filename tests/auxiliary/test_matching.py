@@ -217,13 +217,13 @@ def test_frames_at_any_angle_match_and_sheared_ones_are_refused():
     angle = math.radians(30)
     turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]], dtype=torch.float64)
     tilted = Frame(other.origin, other.across @ turn, other.down @ turn, other.grid)
-    index, distance = matching.nearest(upright_, tilted)
+    index, distance = matching.nearest(upright_, tilted, check=True)
     expected, far, margin = brute(centres(upright_), centres(tilted))
     torch.testing.assert_close(distance, far, rtol=1e-9, atol=1e-9)
     assert torch.equal(index[margin > 1e-9], expected[margin > 1e-9])
     sheared = Frame(other.origin, other.across, other.down + 0.1 * other.across, other.grid)
     with pytest.raises(SettingError, match="rectangles, got sheared"):
-        matching.nearest(upright_, sheared)
+        matching.nearest(upright_, sheared, check=True)
 
 
 def test_an_offset_moves_what_tokens_look_at_in_the_crop_as_shown():
