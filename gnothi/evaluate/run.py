@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,6 +33,18 @@ class Part:
     labels: np.ndarray
     """[N] int64, numbered over the classes of both parts."""
     words: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows train and which test."""
+
+    train: Part
+    test: Part
+    names: tuple[str, ...]
+    """The classes of both."""
+    words: str
+    """Where they come from."""
 
 
 def run(
@@ -72,32 +84,42 @@ def run(
     """
     if kind not in KINDS:
         raise SettingError(f"evaluate must be {' or '.join(KINDS)}, got {kind!r}; {did_you_mean(kind, KINDS)}")
-    options = _options(kind, options)
+    options = chosen(kind, options)
     opened = [load(e, device) if isinstance(e, str) else e for e in encoders]
-    train, tested, names, words = _parts(data, test, settings, seed)
-    if train.source.channels != tested.source.channels:
-        raise DataError(
-            f"images that answer and images that ask must have the same channels, got {train.source.channels} and {tested.source.channels}"
-        )
+    rows = split(data, test, settings, seed)
+    vectors = ((e.name, vectors_of(e, rows.train, cache, progress), vectors_of(e, rows.test, cache, progress)) for e in opened)
+    return measure(kind, vectors, rows, options, seed)
+
+
+def measure(kind: str, vectors: Iterable[tuple[str, np.ndarray, np.ndarray]], rows: Split, options: dict[str, Any], seed: int) -> list[Result]:
+    """Measure vectors of the same rows; the first ones are what the others are compared with.
+
+    Args:
+        kind: one of ``KINDS``.
+        vectors: an encoder's name, its vectors of the training rows [N, D] and of the test rows [M, D]; NaN where an image cannot be read.
+        rows: which rows these are.
+        options: as ``chosen`` gave them.
+        seed: of every choice.
+    """
     results: list[Result] = []
-    first: tuple[Encoder, np.ndarray, np.ndarray] | None = None
-    for encoder in opened:
-        x, y = (_vectors(encoder, part, cache, progress) for part in (train, tested))
+    first: tuple[str, np.ndarray, np.ndarray] | None = None
+    for name, x, y in vectors:
         good, whole = ~np.isnan(x[:, 0]), ~np.isnan(y[:, 0])
         predictions, protocol, details = KINDS[kind](
-            _Task(x if good.all() else x[good], y if whole.all() else y[whole], train, tested, good, whole, names, seed), options
+            _Task(x if good.all() else x[good], y if whole.all() else y[whole], rows.train, rows.test, good, whole, rows.names, seed), options
         )
         if not (good.all() and whole.all()):
             protocol += f", {(~good).sum() + (~whole).sum()} unreadable images left out"
         if first is None:
-            first = encoder, tested.rows[whole], predictions.correct
+            first = name, rows.test.rows[whole], predictions.correct
         else:
-            details["paired"] = _against(first, tested.rows[whole], predictions.correct)
-        results.append(accuracy(kind, predictions, f"{protocol}; {words}", encoder=encoder.name, seeds=(seed,), **details))
+            details["paired"] = _against(first, rows.test.rows[whole], predictions.correct)
+        results.append(accuracy(kind, predictions, f"{protocol}; {rows.words}", encoder=name, seeds=(seed,), **details))
     return results
 
 
-def _vectors(encoder: Encoder, part: Part, cache: str | None, progress: Progress | None) -> np.ndarray:
+def vectors_of(encoder: Encoder, part: Part, cache: str | None, progress: Progress | None) -> np.ndarray:
+    """[N, D] of the rows of a part, from the store of features."""
     vectors = features(encoder, part.source, cache=cache, progress=progress)
     vectors = vectors if len(part.rows) == len(vectors) else vectors[part.rows]  # all of them stay on the disk
     if np.isnan(vectors[:, 0]).all():
@@ -105,10 +127,10 @@ def _vectors(encoder: Encoder, part: Part, cache: str | None, progress: Progress
     return vectors
 
 
-def _against(first: tuple[Encoder, np.ndarray, np.ndarray], rows: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    encoder, its_rows, its_correct = first
+def _against(first: tuple[str, np.ndarray, np.ndarray], rows: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    name, its_rows, its_correct = first
     _, mine, its = np.intersect1d(rows, its_rows, assume_unique=True, return_indices=True)
-    return {"against": encoder.name, **asdict(paired(correct[mine], its_correct[its]))}
+    return {"against": name, **asdict(paired(correct[mine], its_correct[its]))}
 
 
 # ---- the kinds -----------------------------------------------------------------------------------
@@ -153,7 +175,8 @@ CHECKS: dict[str, Callable[..., None]] = {"knn": nearest.check, "linear": check_
 OPTIONS: dict[str, tuple[str, ...]] = {"knn": ("k", "temperature", "distance", "preset", "memory"), "linear": ("protocol", "fraction")}
 
 
-def _options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+def chosen(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a kind's options, a preset spelled out; SettingError where it cannot be."""
     for word in options:
         if word not in OPTIONS[kind]:
             raise SettingError(f"{word}: {kind} has no such option; {did_you_mean(word, OPTIONS[kind])}")
@@ -165,8 +188,17 @@ def _options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 # ---- the rows ------------------------------------------------------------------------------------
-def _parts(data: str | Source, test: str | Source | None, settings: DataSpec, seed: int) -> tuple[Part, Part, tuple[str, ...], str]:
-    """Training and test rows, the classes of both, and in words where they come from."""
+def split(data: str | Source, test: str | Source | None, settings: DataSpec, seed: int) -> Split:
+    """Training and test rows as ``run`` chooses them."""
+    rows = _parts(data, test, settings, seed)
+    if rows.train.source.channels != rows.test.source.channels:
+        raise DataError(
+            f"images that answer and images that ask must have the same channels, got {rows.train.source.channels} and {rows.test.source.channels}"
+        )
+    return rows
+
+
+def _parts(data: str | Source, test: str | Source | None, settings: DataSpec, seed: int) -> Split:
     source, title = _open(data, settings), data if isinstance(data, str) else "the source"
     if test is None and isinstance(data, str) and _own_test(data, settings):
         test = f"{data}@{_own_test(data, settings)}"
@@ -176,14 +208,15 @@ def _parts(data: str | Source, test: str | Source | None, settings: DataSpec, se
         names = _classes(source, other)
         train = _labelled(source, np.arange(len(source)), names, title)
         tested = _labelled(other, np.arange(len(other)), names, other_title)
-        return train, tested, names, f"trained on {train.words}, tested on {tested.words}"
+        return Split(train, tested, names, f"trained on {train.words}, tested on {tested.words}")
     names = _classes(source, source)
     everything = _labelled(source, np.arange(len(source)), names, title)
     groups = None if source.groups is None else source.groups[everything.rows]
     kept, held = holdout(Rows(everything.labels, groups), FRACTION, seed)
     train, tested = (replace(everything, rows=everything.rows[rows], labels=everything.labels[rows]) for rows in (kept, held))
     by = "class" if source.groups is None else "class and whole groups"
-    return train, tested, names, f"{everything.words}: tested on {len(held)} rows held out by {by} (seed {seed}), trained on the other {len(kept)}"
+    words = f"{everything.words}: tested on {len(held)} rows held out by {by} (seed {seed}), trained on the other {len(kept)}"
+    return Split(train, tested, names, words)
 
 
 def _open(data: str | Source, settings: DataSpec) -> Source:
