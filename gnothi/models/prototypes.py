@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 24
-"""Logits that are held at a time: 64 MiB in float32."""
+CHUNK = 1 << 22
+"""Logits that are held at a time: 16 MiB in float32."""
 
 
 def lse(rows: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
