@@ -45,7 +45,7 @@ class RotationSpec(AuxiliarySpec):
     angles: tuple[int, ...] = (0, 90, 180, 270)
     """Degrees anticlockwise to tell apart: different multiples of 90."""
     views: tuple[int, ...] | None = None
-    """Which global views "effssl" turns, counted from 0. None: the first two."""
+    """Which global views "effssl" turns, counted from 0. None: the first two beside a method, the first alone."""
     crop_size: int | None = Field(default=None, gt=0)
     """Side of the crop of "essl" in pixels. None: half that of the method's views, 96 where they have 224 or more."""
     crop_area: tuple[float, float] | None = None
@@ -111,7 +111,7 @@ class RotationSpec(AuxiliarySpec):
             rules |= {"crop_size": _crop_size(side), "crop_area": (0.2, 1.0) if side <= SMALL else (0.05, 0.14)} if views else {}
         else:
             n = len(views.global_crops) if views else 2
-            rules["views"] = tuple(range(min(2, n)))
+            rules["views"] = (0,) if method == "none" else tuple(range(min(2, n)))
             if views and self.views and max(self.views) >= n:
                 raise SettingError(f"auxiliary.rotation.views must lie below the number of global views, {n}, got {list(self.views)}")
         given = {k for k in rules if getattr(self, k) is not None}
