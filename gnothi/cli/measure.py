@@ -1,4 +1,4 @@
-"""Verbs that measure encoders: evaluate knn, evaluate linear."""
+"""Verbs that measure encoders: evaluate knn, evaluate linear, evaluate layers."""
 
 from __future__ import annotations
 
@@ -67,3 +67,31 @@ def knn(k: int | None, temperature: float | None, preset: str | None, **common: 
 def linear(protocol: str | None, **common: Any) -> None:
     """Accuracy of a linear classifier on frozen features; its strength is chosen on a split of the training images."""
     measure("linear", common, protocol=protocol)
+
+
+@evaluate.command()
+@measured
+@click.option("--metric", "metrics", type=click.Choice(["knn", "linear"]), multiple=True, help="knn or linear; both by default.")
+@click.option("-k", type=int, help="Neighbours that vote; 20 by default.")
+@click.option("--temperature", type=float, help="A neighbour's vote is exp(similarity / temperature); 0.07 by default.")
+@click.option("--protocol", type=click.Choice(["logistic", "sgd"]), help="Of linear: logistic regression (default), or SGD with a sweep of rates.")
+@click.option("--plot", metavar="FILE", help="Draw accuracy by block and by FLOPs into an .svg or .png file.")
+def layers(metrics: tuple[str, ...], plot: str | None, **common: Any) -> None:
+    """Accuracy of every block of networks, before and after the final norm, and the FLOPs to get there.
+
+    The images pass through each network once. Blocks are counted from 0, as auxiliary.layers.layers counts them.
+    """
+    from gnothi import evaluate as evaluation
+    from gnothi.evaluate.depth import check_picture
+    from gnothi.training.progress import counted
+
+    path = None if plot is None else check_picture(plot)
+    options = {k: common[k] for k in ("k", "temperature", "protocol") if common[k] is not None}
+    options |= {"settings": data_settings(common["data"], common["assignments"]), "device": common["device"]}
+    options |= {"metrics": metrics} if metrics else {}
+    with counted("embedding", not common["as_json"]) as progress:
+        results = evaluation.layers(common["encoders"], common["data"], common["test"], progress=progress, **options)
+    results = evaluation.over_seeds(results) if common["seeds"] else results
+    if path is not None:
+        evaluation.plot(results, path)
+    told(common["as_json"], {"results": [r.to_dict() for r in results]}, lambda: evaluation.table_of_layers(results))

@@ -1,9 +1,28 @@
 """How good a representation is, with an interval and a protocol."""
 
 from gnothi.evaluate.compare import table
+from gnothi.evaluate.depth import plot
+from gnothi.evaluate.layers import layers, over_seeds
+from gnothi.evaluate.layers import table as table_of_layers
 from gnothi.evaluate.linear import linear
 from gnothi.evaluate.nearest import PRESETS, knn
 from gnothi.evaluate.result import Difference, Predictions, Result, paired, summary, wilson
 from gnothi.evaluate.run import run
 
-__all__ = ["PRESETS", "Difference", "Predictions", "Result", "knn", "linear", "paired", "run", "summary", "table", "wilson"]
+__all__ = [
+    "PRESETS",
+    "Difference",
+    "Predictions",
+    "Result",
+    "knn",
+    "layers",
+    "linear",
+    "over_seeds",
+    "paired",
+    "plot",
+    "run",
+    "summary",
+    "table",
+    "table_of_layers",
+    "wilson",
+]
