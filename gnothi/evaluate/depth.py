@@ -110,7 +110,7 @@ def plot(results: Sequence[Result], path: str | Path) -> None:
             axis.set_xlabel("block, from 0" if key == "block" else "GFLOPs of a crop")
             axis.set_ylabel(f"{metric} accuracy")
             axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize="small")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
     kind = path.suffix.lower()[1:]
     with matplotlib.rc_context({"svg.hashsalt": "gnothi"}):
         replace_file(path, lambda temporary: figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None))
