@@ -68,6 +68,8 @@ def _set(text: str) -> tuple[str, ...]:
     if text == NOTHING:
         return ()
     beside = tuple(text.split("+"))
+    if NOTHING in beside:
+        raise SettingError(f"--auxiliaries: {text} names something beside none, the empty set; {NOTHING} stands alone")
     for name in beside:
         if name not in AUXILIARIES:
             raise SettingError(f"--auxiliaries: no such auxiliary {name!r}; {did_you_mean(name, [*AUXILIARIES, NOTHING])}")

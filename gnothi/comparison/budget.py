@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,24 @@ from gnothi import pretrain
 from gnothi.contracts import SettingError
 from gnothi.recipes.resolve import Resolved
 
-SHARE, LEAST, MOST = 0.02, 6, 60
-"""An arm is timed for this share of its budget, in no fewer and no more steps."""
+STEPS = 8
+"""Of a look at an arm; the first two warm up."""
+ROUNDS = 3
+"""Looks at every arm where time must be equal, the arms in turn: what else the machine does then meets all of them alike."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a look at an arm found."""
+
+    epochs: float
+    """Of the arm's own settings."""
+    steps: int
+    """In these."""
+    per_epoch: int
+    step_seconds: float
+    fixed_seconds: float
+    """Of health and k-NN along the way, which do not grow with the steps."""
 
 
 @dataclass(frozen=True)
@@ -34,36 +50,27 @@ class Budget:
         }
 
 
-def measure(resolved: Resolved, seconds: float | None = None) -> Budget:
-    """Time an arm by a few steps, of which nothing is kept.
+def look(resolved: Resolved) -> Cost:
+    """Build an arm and take a few steps, of which nothing is kept."""
+    cost = pretrain.plan(resolved, STEPS)
+    fixed = cost["seconds"] - cost["step_seconds"] * cost["steps"]
+    return Cost(resolved.spec.training.epochs or 1, cost["steps"], resolved.per_epoch, cost["step_seconds"], fixed)
+
+
+def budget(looks: Sequence[Cost], seconds: float | None = None) -> Budget:
+    """How long an arm trains: its own epochs, or the most steps that fit into a time.
 
     Args:
-        resolved: the arm.
-        seconds: the time it may take; its own epochs where None.
+        looks: at the arm; the fastest counts, for other work on the machine only ever adds.
+        seconds: the time, with health and k-NN along the way; None for the arm's own epochs.
 
     Raises:
         SettingError: not one step fits into the time.
     """
-    cost = pretrain.plan(resolved, LEAST)
+    own, step, fixed = looks[0], min(c.step_seconds for c in looks), min(c.fixed_seconds for c in looks)
     if seconds is None:
-        return Budget(resolved.spec.training.epochs or 1, cost["steps"], cost["seconds"], cost["step_seconds"])
-    longer = round(SHARE * seconds / cost["step_seconds"])
-    if longer > LEAST:
-        cost = pretrain.plan(resolved, min(MOST, longer))
-    return within(seconds, cost, resolved.per_epoch)
-
-
-def within(seconds: float, cost: Mapping[str, Any], per_epoch: int) -> Budget:
-    """The most steps that fit into a time.
-
-    Args:
-        seconds: the time, of training with its health and k-NN along the way, whose cost does not grow with the steps.
-        cost: as ``pretrain.plan`` gives it.
-        per_epoch: steps of an epoch.
-    """
-    fixed = cost["seconds"] - cost["step_seconds"] * cost["steps"]
-    steps = int((seconds - fixed) / cost["step_seconds"] + 1e-9)
+        return Budget(own.epochs, own.steps, fixed + own.steps * step, step)
+    steps = int((seconds - fixed) / step + 1e-9)
     if steps < 1:
-        least = fixed + cost["step_seconds"]
-        raise SettingError(f"--seconds must be enough for one step, its health and its k-NN, {least:.3g} s, got {seconds:g}")
-    return Budget(steps / per_epoch, steps, fixed + steps * cost["step_seconds"], cost["step_seconds"])
+        raise SettingError(f"--seconds must be enough for one step, health and k-NN along the way, {fixed + step:.3g} s, got {seconds:g}")
+    return Budget(steps / own.per_epoch, steps, fixed + steps * step, step)

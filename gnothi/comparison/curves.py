@@ -19,6 +19,8 @@ UNITS = {"epoch": "epochs", "seconds": "seconds of training"}
 """What stands on the horizontal axis."""
 MARGIN, LINE = 24, 20
 """Of the picture, and the height of a line of its legend, in pixels."""
+TOLD = 4
+"""Arms whose last value stands above a chart."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,12 @@ def figures(record: Mapping[str, Any]) -> list[Figure]:
     several = record["asked"]["seeds"] > 1
     band = "from the least to the greatest of the seeds" if several else "the 95 % interval over images"
     caption = f"Share of the images held out of training whose class their nearest neighbours name; the band is {band}. No test image is among them."
-    ends = ", ".join(f"{line.arm} {percent(line.value[-1])}" for line in lines)
+    ends = ", ".join(f"{line.arm} {percent(line.value[-1])}" for line in lines) + " at the end"
     charts = []
     for unit, name in UNITS.items():
         x, drawn = shared(lines, unit)
-        svg = line_chart(x, drawn, x_name=name, label=f"k-NN along training against {name}; at the end {ends}.", x_range=(0.0, x[-1]))
-        charts.append(Figure(f"k-NN against {name}", caption, svg, tuple(line.arm for line in lines), ends))
+        svg = line_chart(x, drawn, x_name=name, label=f"k-NN along training against {name}: {ends}.", x_range=(0.0, x[-1]))
+        charts.append(Figure(f"k-NN against {name}", caption, svg, tuple(line.arm for line in lines), ends if len(lines) <= TOLD else ""))
     return charts
 
 

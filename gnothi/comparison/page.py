@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from markupsafe import Markup
 from gnothi import report
 from gnothi.comparison import curves, table
 from gnothi.comparison.arms import typed
+from gnothi.comparison.start import counted_as
 from gnothi.recipes.spec import flat
 from gnothi.report.charts import Axis, interval, interval_axis, percent, span
 from gnothi.report.summary import METRICS, duration
@@ -68,6 +70,7 @@ def render(folder: Path, record: Mapping[str, Any], charts: Sequence[curves.Figu
     own = {name: Markup((here / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     measured = [row for row in record["table"] if row["value"] is not None]
     asked = record["asked"]
+    environment.filters["breakable"] = breakable
     return environment.get_template("comparison.html").render(
         title=folder.resolve().name,
         subtitle=subtitle(record),
@@ -83,7 +86,7 @@ def render(folder: Path, record: Mapping[str, Any], charts: Sequence[curves.Figu
         charts=charts,
         missing=missing,
         costs=costs(record["table"]),
-        equal=f"{asked['seconds']:g} seconds" if asked["seconds"] is not None else "equal epochs",
+        terms=terms(record),
         protocol=[*record["protocol"], *dict.fromkeys(r["protocol"] for r in record["runs"] if "protocol" in r)],
         command=command(folder, asked),
         version=record["gnothi"],
@@ -94,11 +97,21 @@ def render(folder: Path, record: Mapping[str, Any], charts: Sequence[curves.Figu
 def subtitle(record: Mapping[str, Any]) -> str:
     """What is compared on what, in a line."""
     asked, data = record["asked"], record["data"]
-    length = f"{asked['seconds']:g} seconds each" if asked["seconds"] is not None else f"{record['arms'][0]['epochs']:.4g} epochs each"
-    lengths = {arm["epochs"] for arm in record["arms"]}
-    length = length if asked["seconds"] is not None or len(lengths) == 1 else "lengths as set"
-    seeds = f"{asked['seeds']} seed{'s' * (asked['seeds'] > 1)}"
-    return f"{len(record['arms'])} arms, {seeds}, {length}, on {data['name']} ({data['n']:,} images)"
+    counts = f"{counted_as(len(record['arms']), 'arm')}, {counted_as(asked['seeds'], 'seed')}"
+    return f"{counts}, {terms(record)}, on {data['name']} ({data['n']:,} images)"
+
+
+def terms(record: Mapping[str, Any]) -> str:
+    """How long every run trained."""
+    if (seconds := record["asked"]["seconds"]) is not None:
+        return f"{seconds:g} seconds each"
+    lengths = sorted({arm["epochs"] for arm in record["arms"]})
+    return " or ".join(f"{n:.4g}" for n in lengths) + " epochs each"
+
+
+def breakable(arm: str) -> Markup:
+    """An arm's name that may break behind its signs."""
+    return Markup("<wbr>").join(re.split(r"(?<=[+,=.])", arm))
 
 
 def drawn(rows: Sequence[Mapping[str, Any]]) -> Drawn:
@@ -114,16 +127,16 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> Drawn | None:
     there = [(row["arm"], row["difference"]) for row in rows if row.get("difference")]
     if not there:
         return None
-    drawings = [_drawing(d, 100) for _, d in there]
+    drawings = [_drawing(d, -1.0, 100) for _, d in there]
     ends = span([(0.0, 0.0, 0.0), *drawings])
     found = [Row(arm, points(d["value"]), _ranges(d, points), interval(*at, ends)) for (arm, d), at in zip(there, drawings, strict=True)]
     return Drawn(interval_axis(ends, False), found, f"{Axis(*ends, 0, 100)(0.0):.2f}%")
 
 
-def _drawing(found: Mapping[str, Any], scale: float = 1) -> tuple[float, float, float]:
-    """The value and the ends that are drawn: over seeds where there are several, else over images."""
+def _drawing(found: Mapping[str, Any], least: float = 0.0, scale: float = 1.0) -> tuple[float, float, float]:
+    """The value and the ends that are drawn, within what can be: over seeds where there are several, else over images."""
     low, high = found["over_seeds"] or found["over_images"]
-    return scale * found["value"], scale * low, scale * high
+    return scale * found["value"], scale * max(low, least), scale * min(high, 1.0)
 
 
 def _ranges(found: Mapping[str, Any], form: Any) -> list[str]:

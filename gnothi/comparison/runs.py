@@ -104,7 +104,7 @@ def compare(
     say: Say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     start.check(asked)
     found, folder = arms(methods, auxiliaries, asked["settings"], asked["vary"]), Path(out)
-    record = start.begun(folder, asked, found) or start.begin(asked, found, say)
+    record = start.begun(folder, asked, found) or start.begin(asked, found, say, quiet)
     with pretrain.owned(folder):
         return _run(folder, record, say, quiet)
 

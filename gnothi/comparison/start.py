@@ -6,21 +6,23 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gnothi
 from gnothi import evaluate
 from gnothi.comparison import table
 from gnothi.comparison.arms import Arm, typed
-from gnothi.comparison.budget import Budget, measure
+from gnothi.comparison.budget import ROUNDS, Cost, budget, look
 from gnothi.contracts import DataError, GnothiError, SettingError
-from gnothi.data import DataSpec
+from gnothi.data import DataSpec, splits
 from gnothi.recipes import spec
 from gnothi.recipes.resolve import Resolved, resolve
-from gnothi.training.progress import duration
+from gnothi.training.progress import counted, duration
 
 RESULTS = "results.json"
+SEEN = "the data has no test split, so test images were among those trained on, without their labels"
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 def check(asked: Mapping[str, Any]) -> None:
@@ -92,7 +94,7 @@ def _told(value: Any) -> str:
     return ",".join("nothing" if part is None else typed(part) for part in parts)
 
 
-def begin(asked: Mapping[str, Any], arms: Sequence[Arm], say: Say) -> dict[str, Any]:
+def begin(asked: Mapping[str, Any], arms: Sequence[Arm], say: Say, quiet: bool = False) -> dict[str, Any]:
     """Look whether every arm can train and be measured, time it, and say what all will cost; nothing is written.
 
     Raises:
@@ -100,30 +102,59 @@ def begin(asked: Mapping[str, Any], arms: Sequence[Arm], say: Say) -> dict[str, 
         DataError: the images cannot train or measure.
     """
     evaluate.run(asked["metric"], [], asked["data"], asked["test"], settings=data_settings(asked))  # labels and a test split are there
-    say(f"{len(arms)} arms; a few steps of each are timed before the first one trains")
-    epochs, found, source = asked["epochs"], [], None
-    for arm in arms:
-        length = {} if epochs is None else {"training": {"epochs": epochs}}
-        settings = spec.merge(arm.settings, length)
-        resolved, budget = _timed(arm.name, asked, settings)
-        if not _lengths(asked):
-            epochs = epochs or budget.epochs  # the rules may give the arms different lengths: all get the first one's
-        settings = spec.merge(settings, {"training": {"epochs": budget.epochs}})
-        found.append({"arm": arm.name, "settings": settings, **budget.to_dict()})
-        say(f"  {arm.name}: {budget.epochs:.4g} epochs, {budget.steps} steps of {budget.step_seconds:.3g} s, about {duration(budget.seconds)} a run")
-        source = source or {"name": asked["data"], "fingerprint": resolved.source.fingerprint(), "n": len(resolved.source)}
-    seeds, whole = asked["seeds"], sum(arm["planned_seconds"] for arm in found)
-    say(f"{len(arms) * seeds} runs ({len(arms)} arms, {seeds} seed{'s' * (seeds > 1)}): about {duration(seeds * whole)} of training in all")
-    protocol = table.protocol(seeds)
+    with counted("timing arms", not quiet) as progress:
+        settings, source, looks = _looks(asked, arms, progress)
+    planned = {arm.name: named(arm.name, budget, looks[arm.name], asked["seconds"]) for arm in arms}
+    found = []
+    for name, own in planned.items():
+        found.append({"arm": name, "settings": spec.merge(settings[name], {"training": {"epochs": own.epochs}}), **own.to_dict()})
+        say(f"{name}: {own.epochs:.4g} epochs, {own.steps} steps of {own.step_seconds:.3g} s, about {duration(own.seconds)} a run")
+    seeds, whole = asked["seeds"], sum(own.seconds for own in planned.values())
+    counts = f"{counted_as(len(arms) * seeds, 'run')} ({counted_as(len(arms), 'arm')}, {counted_as(seeds, 'seed')})"
+    say(f"{counts}: about {duration(seeds * whole)} of training in all")
+    protocol = [*table.protocol(seeds), *([SEEN] if _seen(asked) else [])]
     return _plain({"gnothi": gnothi.__version__, "asked": asked, "data": source, "protocol": protocol, "arms": found, "runs": [], "table": []})
 
 
-def _timed(name: str, asked: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Resolved, Budget]:
+def _seen(asked: Mapping[str, Any]) -> bool:
+    """Whether the images that ask are held out of those that train."""
+    own = splits(asked["data"].partition("@")[0], data_settings(asked))
+    return asked["test"] is None and ("@" in asked["data"] or not {"test", "val"} & set(own))
+
+
+def _looks(
+    asked: Mapping[str, Any], arms: Sequence[Arm], progress: Callable[[int, int], None] | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, list[Cost]]]:
+    """Settings of each arm with its epochs, what the images are, and what each look at an arm found."""
+    settings = {arm.name: arm.settings for arm in arms}
+    looks: dict[str, list[Cost]] = {arm.name: [] for arm in arms}
+    epochs, source = asked["epochs"], dict[str, Any]()
+    rounds = 1 if asked["seconds"] is None else ROUNDS
+    for turn in range(rounds):
+        for i, arm in enumerate(arms):
+            if progress is not None:
+                progress(turn * len(arms) + i, rounds * len(arms))
+            if epochs is not None and not turn:
+                settings[arm.name] = spec.merge(arm.settings, {"training": {"epochs": epochs}})
+            resolved = named(arm.name, _resolve, asked, settings[arm.name])
+            looks[arm.name].append(named(arm.name, look, resolved))
+            source = source or {"name": asked["data"], "fingerprint": resolved.source.fingerprint(), "n": len(resolved.source)}
+            if not _lengths(asked):
+                epochs = epochs or resolved.spec.training.epochs  # the rules may give the arms different lengths: all get the first one's
+    return settings, source, looks
+
+
+def counted_as(n: int, what: str) -> str:
+    """A number with its noun."""
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def named(arm: str, do: Callable[..., T], *given: Any) -> T:
+    """Call a function; a mistake that it finds is the arm's."""
     try:
-        resolved = _resolve(asked, settings)
-        return resolved, measure(resolved, asked["seconds"])
+        return do(*given)
     except GnothiError as error:
-        raise type(error)(f"{name}: {error}") from None
+        raise type(error)(f"{arm}: {error}") from None
 
 
 def _resolve(asked: Mapping[str, Any], settings: Mapping[str, Any]) -> Resolved:

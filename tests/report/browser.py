@@ -84,3 +84,21 @@ class Browser:
         said = [json.dumps(e["params"])[:300] for e in self.events if e.get("method") in kinds]
         asked = [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
         return said + [url for url in asked if not url.startswith("data:")][1:]
+
+
+CONTRAST = """(() => {
+  // Texts below 4.5 to 1 (3 to 1 where large) against the nearest background behind them.
+  const numbers = (c) => c.match(/[\\d.]+/g).map(Number);
+  const light = (c) => numbers(c).slice(0, 3).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if ((numbers(c)[3] ?? 1) > 0) return c; } };
+  const bad = [];
+  for (const e of document.querySelectorAll("body *")) {
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) || e.closest("script, style")) continue;
+    const style = getComputedStyle(e);
+    const [a, b] = [light(e.closest("svg") ? style.fill : style.color), light(behind(e.closest("svg") ?? e))].sort((x, y) => y - x);
+    const large = parseFloat(style.fontSize) >= 24;
+    if ((a + 0.05) / (b + 0.05) < (large ? 3 : 4.5)) bad.push(e.tagName + "." + e.className + " " + e.textContent.slice(0, 20));
+  }
+  return bad;
+})()"""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from browser import Browser
 
 from gnothi import encoders
 from gnothi.contracts import Source
@@ -119,3 +122,14 @@ def tiles(tmp_path: Path) -> str:
     images = (colours[labels][:, :, None, None] + noise).clamp(0, 255).byte().permute(0, 2, 3, 1)
     np.savez(tmp_path / "tiles.npz", images=images.numpy(), labels=labels.numpy())
     return str(tmp_path / "tiles.npz")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A Chromium, where there is one."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    browser = Browser(program, tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()

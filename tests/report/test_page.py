@@ -1,7 +1,6 @@
 import json
 import re
 import shlex
-import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from browser import Browser
+from browser import CONTRAST
 from conftest import made_up_metrics, made_up_results, make_run
 
 from gnothi import encoders, report
@@ -241,16 +240,6 @@ def test_ten_thousand_images_stay_below_five_megabytes(tmp_path, encoder):
 # ---- in a browser -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    browser = Browser(program, tmp_path_factory.mktemp("browser"))
-    yield browser
-    browser.close()
-
-
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_shows_it_without_complaint_or_sideways_scrolling(run, browser, width, dark):
@@ -282,21 +271,3 @@ def test_charts_and_map_answer_to_keys_and_pointer(run, browser):
     browser.run("document.querySelector('.groups button').click()")
     assert browser.run("document.querySelectorAll('.points.lit').length") == 1
     assert browser.complaints() == []
-
-
-CONTRAST = """(() => {
-  // Texts below 4.5 to 1 (3 to 1 where large) against the nearest background behind them.
-  const numbers = (c) => c.match(/[\\d.]+/g).map(Number);
-  const light = (c) => numbers(c).slice(0, 3).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if ((numbers(c)[3] ?? 1) > 0) return c; } };
-  const bad = [];
-  for (const e of document.querySelectorAll("body *")) {
-    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) || e.closest("script, style")) continue;
-    const style = getComputedStyle(e);
-    const [a, b] = [light(e.closest("svg") ? style.fill : style.color), light(behind(e.closest("svg") ?? e))].sort((x, y) => y - x);
-    const large = parseFloat(style.fontSize) >= 24;
-    if ((a + 0.05) / (b + 0.05) < (large ? 3 : 4.5)) bad.push(e.tagName + "." + e.className + " " + e.textContent.slice(0, 20));
-  }
-  return bad;
-})()"""
