@@ -61,8 +61,8 @@ def build(resolved: Resolved, init: str | None = None) -> Objective:
         if settings.weight > 0:
             with seeded(s.seed, f"init {name}", i):
                 auxiliaries[name] = AUXILIARIES[name][1](method, settings)
-    autocast = torch.bfloat16 if s.training.precision == "bf16" else torch.float32
-    return Objective(method, auxiliaries, autocast).to(resolved.device)
+    method.autocast = torch.bfloat16 if s.training.precision == "bf16" else torch.float32
+    return Objective(method, auxiliaries).to(resolved.device)
 
 
 def _weights(init: str) -> dict[str, Tensor]:

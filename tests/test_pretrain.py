@@ -250,7 +250,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(data: Path, unbroken: Path
 
 
 def test_a_second_run_in_one_folder_is_refused_while_the_first_goes_on(data: Path, tmp_path: Path) -> None:
-    with pretrain._owned(tmp_path):
+    with pretrain.owned(tmp_path):
         holder = subprocess.run(
             [sys.executable, "-c", f"import fcntl; fcntl.flock(open({str(tmp_path / '.lock')!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"],
             capture_output=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -229,6 +230,8 @@ class Method(nn.Module):
     """Takes local crops beside the two global ones."""
     accumulates: ClassVar[bool] = True
     """The loss is a mean over images, so a batch may be split into micro-batches."""
+    autocast: torch.dtype = torch.float32
+    """Of the backbone's matrix products. Heads and losses stay in float32: cosines over a temperature are too fine for less."""
 
     def __init__(self, backbone: nn.Module, spec: MethodSpec) -> None:
         super().__init__()
@@ -257,8 +260,10 @@ class Method(nn.Module):
     ) -> Encoding:
         """One more pass of the online network (or of ``backbone``); "keep" leaves BatchNorm's running statistics alone."""
         backbone = self.backbone if backbone is None else backbone
-        with batch_statistics(backbone, statistics):
-            return backbone(images, want, mask)
+        half = self.autocast != torch.float32
+        with batch_statistics(backbone, statistics), torch.autocast(images.device.type, self.autocast) if half else nullcontext():
+            encoding = backbone(images, want, mask)
+        return encoding.map(torch.Tensor.float) if half else encoding
 
     def encodings(self, images: Iterable[Tensor], want: Want, backbone: nn.Module, masks: Tensor | None = None) -> list[Encoding]:
         """Encode every crop, those of one size as one batch where views are joint.

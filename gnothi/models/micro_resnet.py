@@ -26,10 +26,11 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The stride is taken before the 1x1 convolution: the same numbers, and oneDNN's gradient of strided ones is wrong below 16 channels.
-        shortcut = x if self.downsample is None else self.downsample(x[:, :, :: self.stride, :: self.stride])
-        x = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+        # The stride is taken before the 1x1 convolution: the same numbers, and oneDNN's gradient of strided ones is wrong below 16 channels. A pool
+        # of one pixel takes it, for a slice's gradient comes in another memory format. BatchNorm needs its input again, so its output may change.
+        shortcut = x if self.downsample is None else self.downsample(F.avg_pool2d(x, 1, self.stride))
+        x = F.relu_(self.bn1(self.conv1(x)))
+        return F.relu_(self.bn2(self.conv2(x)).add_(shortcut))
 
 
 class MicroResNet(nn.Module):
@@ -66,7 +67,7 @@ class MicroResNet(nn.Module):
         """
         if mask is not None:
             raise SettingError("backbone micro-resnet has no patch tokens to hide; masked views need a ViT, such as micro-vit")
-        x = F.relu(self.bn1(self.conv1(images)))
+        x = F.relu_(self.bn1(self.conv1(images)))
         blocks = {}
         for i in range(len(self.block_widths)):
             x = self.get_submodule(f"layer{i + 1}")(x)  # [B, D_i, h, w]

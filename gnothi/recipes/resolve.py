@@ -82,7 +82,7 @@ class Resolved:
             f"{s.data.name}: {len(self.kept)} images{held}, {self.source.channels} channels{classes}\n"
             f'recipe "{self.recipe}": {s.method.name} on {s.backbone.name}, crops of {s.views.size} px by "{s.views.recipe}", '
             f"{t.epochs:g} epochs of {self.per_epoch} steps, batch {t.batch}, {s.optimiser.name} at {s.optimiser.lr:g}, "
-            f"{self.device.type}, {self.threads} threads, {self.workers} loader processes"
+            f"{self.device.type}, {t.precision}, {self.threads} threads, {self.workers} loader processes"
         )
 
 
@@ -110,7 +110,7 @@ def resolve(data: str, *, recipe_name: str | None = None, settings: Mapping[str,
         raise DataError(f"{data} has {len(source)} images; training needs at least 4")
     kept, held = _holdout(source, early)
     pixels = sources.pixels(kept, seed=0)
-    facts = rules.Facts(len(kept), source.channels, _side(kept), where.type)
+    facts = rules.Facts(len(kept), source.channels, _side(kept), where.type, _has_bf16(where))
     full = spec.load(spec.merge(rules.defaults(facts, chosen), chosen))
     _check(full, len(kept), where)
     views = rules.crops(full.views, full.method.name, source.channels)
@@ -181,9 +181,11 @@ def _with_auxiliaries(full: RunSpec, views: ViewsSpec) -> RunSpec:
 
 
 def _has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is fast here: a CPU without instructions for it imitates it, slowly."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _threads(full: RunSpec, source: Source, device: torch.device) -> tuple[int, int]:

@@ -29,6 +29,8 @@ class Facts:
     """Median of the images' shorter sides, in pixels."""
     device: str = "cpu"
     """cpu, cuda or mps."""
+    bf16: bool = False
+    """The device has instructions for bf16."""
 
 
 SIZES = (32, 64, 96, 128, 224)
@@ -70,7 +72,7 @@ def defaults(facts: Facts, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "backbone": {"name": backbone},
         "method": {"name": method, **_method(method, backbone, facts.n, batch, steps)},
         "optimiser": {"name": optimiser, **_optimiser(optimiser, method, batch)},
-        "training": {"batch": batch, "epochs": epochs},
+        "training": {"batch": batch, "epochs": epochs, "precision": "bf16" if facts.bf16 else "fp32"},
     }
     if method == "dino":
         settings["training"]["clip"] = 3.0

@@ -22,14 +22,12 @@ class Objective(nn.Module):
     Args:
         method: makes the outputs and its own terms.
         auxiliaries: more terms, by name.
-        autocast: type of the networks' matrix products, float32 for none.
     """
 
-    def __init__(self, method: Method, auxiliaries: dict[str, Auxiliary] | None = None, autocast: torch.dtype = torch.float32) -> None:
+    def __init__(self, method: Method, auxiliaries: dict[str, Auxiliary] | None = None) -> None:
         super().__init__()
         self.method = method
         self.auxiliaries: Mapping[str, Auxiliary] = nn.ModuleDict(auxiliaries or {})  # type: ignore[assignment]
-        self.autocast = autocast
 
     def want(self) -> Want:
         """What all auxiliaries need of the encodings."""
@@ -54,16 +52,12 @@ class Objective(nn.Module):
 
     def forward(self, views: Views, step: Step) -> tuple[Tensor, dict[str, Tensor], dict[str, Carry]]:
         """The weighted sum [], each term detached, and what ``after_step`` needs. Nothing moves but BatchNorm's running statistics."""
-        device = views.index.device.type
-        half = self.autocast != torch.float32
-        with torch.autocast(device, self.autocast if half else torch.bfloat16, enabled=half):
-            outputs = self.method(views, self.want(), step)
+        outputs = self.method(views, self.want(), step)
         terms, carry = self.method.loss(views, outputs, step)
         terms, carries, weights = dict(terms), {"method": carry}, self.weights(step)
         for name, auxiliary in self.auxiliaries.items():
             if self.begun(name, step):
-                with torch.autocast(device, self.autocast if half else torch.bfloat16, enabled=half):
-                    more, carries[name] = auxiliary(self.method, views, outputs, step)
+                more, carries[name] = auxiliary(self.method, views, outputs, step)
                 terms |= more
         total = torch.stack([weights[k] * v for k, v in terms.items()]).sum()
         idle = [p for name, a in self.auxiliaries.items() if not self.begun(name, step) for p in a.parameters() if p.requires_grad]

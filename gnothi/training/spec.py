@@ -22,8 +22,8 @@ class TrainingSpec(Spec):
     """Largest norm of the gradient. None: not clipped."""
     clip_kind: Literal["global", "tensor"] = "global"
     """Norm of all gradients together, or of each tensor's (as DINO's code)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the networks' matrix products; bf16 where the processor has it."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the backbone's matrix products; heads and losses stay in fp32. None: bf16 where the processor has instructions for it, else fp32."""
     channels_last: bool = True
     """Memory format of images and convolutions; the faster one nearly everywhere."""
     compile: bool = False

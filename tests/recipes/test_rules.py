@@ -112,6 +112,12 @@ def test_the_rate_grows_with_the_batch(optimiser: str, batch: int) -> None:
     assert rate(2 * batch) == pytest.approx(2 * rate(batch), rel=1e-3)
 
 
+def test_bf16_is_taken_where_the_device_has_instructions_for_it() -> None:
+    for able, precision in ((True, "bf16"), (False, "fp32")):
+        assert settle(Facts(1000, 3, 32, bf16=able), {})["training"]["precision"] == precision
+    assert settle(Facts(1000, 3, 32, bf16=True), {"training": {"precision": "fp32"}})["training"]["precision"] == "fp32"
+
+
 def test_transformers_take_adamw_and_cnns_sgd() -> None:
     for backbone, optimiser in (("micro-resnet", "sgd"), ("convnext_tiny", "sgd"), ("micro-vit", "adamw"), ("swin_tiny_patch4_window7_224", "adamw")):
         assert defaults(Facts(1000, 3, 32), {"backbone": {"name": backbone}})["optimiser"]["name"] == optimiser
