@@ -245,7 +245,7 @@ class Local(Auxiliary):
         at, to = self.frame(views, v, online[v]), self.frame(views, g, target[g])
         found, limit = matching.similar(patches(online[v]), patches(target[g])), matching.reach(at, to)[:, None]
         kept = matching.nearest(at, to)[1] < limit
-        near = kept & (matching.apart(at, to, found) < limit)
+        near = matching.apart(at, to, found) < limit  # so there is one near enough, too
         hit = torch.zeros_like(patches(target[g])[..., 0], dtype=torch.int64).scatter_reduce_(1, found, kept.long(), "amax")
         return torch.stack([kept.new_tensor(kept.numel(), dtype=torch.float32), *(x.sum().float() for x in (kept, near, hit))])
 

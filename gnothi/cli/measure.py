@@ -1,4 +1,4 @@
-"""Verbs that measure encoders: evaluate knn, evaluate linear, evaluate layers."""
+"""Verbs that measure encoders: evaluate knn, evaluate linear, evaluate layers, evaluate patches."""
 
 from __future__ import annotations
 
@@ -95,3 +95,28 @@ def layers(metrics: tuple[str, ...], plot: str | None, **common: Any) -> None:
     if path is not None:
         evaluation.plot(results, path)
     told(common["as_json"], {"results": [r.to_dict() for r in results]}, lambda: evaluation.table_of_layers(results))
+
+
+@evaluate.command()
+@measured
+@click.option("--metric", "metrics", type=click.Choice(["knn", "linear", "retrieval"]), multiple=True, help="By default what the data allow.")
+@click.option("--annotations", metavar="FOLDER", help="PASCAL VOC files or masks; by default Annotations or masks beside the images.")
+@click.option("--size", type=click.IntRange(min=1), metavar="S", help="Side of the images as the networks see them; their own by default.")
+@click.option("--images", type=click.IntRange(min=4), help="At most so many; 1,000 by default.")
+@click.option("-k", type=int, help="Neighbours that vote; 20 by default.")
+@click.option("--temperature", type=float, help="A neighbour's vote is exp(similarity / temperature); 0.07 by default.")
+def patches(metrics: tuple[str, ...], **common: Any) -> None:
+    """What the patches of networks show: k-NN and a linear probe of the class at a patch's centre, where boxes or masks say what is where.
+
+    Where nothing does: whether the most similar patch of another crop is the same place. Labels of images are not needed.
+    """
+    from gnothi import evaluate as evaluation
+    from gnothi.training.progress import counted
+
+    options = {k: common[k] for k in ("annotations", "size", "images", "k", "temperature") if common[k] is not None}
+    options |= {"settings": data_settings(common["data"], common["assignments"]), "device": common["device"], "metrics": metrics or None}
+    with counted("embedding", not common["as_json"]) as progress:
+        results = evaluation.patches(common["encoders"], common["data"], common["test"], progress=progress, **options)
+    if common["seeds"]:
+        results = [evaluation.summary([r for r in results if r.metric == metric]) for metric in dict.fromkeys(r.metric for r in results)]
+    told(common["as_json"], {"results": [r.to_dict() for r in results]}, lambda: evaluation.table(results))

@@ -6,6 +6,7 @@ from gnothi.evaluate.layers import layers, over_seeds
 from gnothi.evaluate.layers import table as table_of_layers
 from gnothi.evaluate.linear import linear
 from gnothi.evaluate.nearest import PRESETS, knn
+from gnothi.evaluate.patches import patches
 from gnothi.evaluate.result import Difference, Predictions, Result, paired, summary, wilson
 from gnothi.evaluate.run import run
 
@@ -19,6 +20,7 @@ __all__ = [
     "linear",
     "over_seeds",
     "paired",
+    "patches",
     "plot",
     "run",
     "summary",
