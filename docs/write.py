@@ -65,7 +65,7 @@ def settings() -> str:
     parts.append(rows_of(shared))
     for method in METHODS:
         own = {k: v for k, v in names({"method": {"name": method}}).items() if k.startswith("method.") and k != "method.name"}
-        parts.append(f"### method: {method}\n{rows_of(own)}")
+        parts += [f"### method: {method}\n{rows_of(own)}"] if own else []
     for name, (spec, _) in AUXILIARIES.items():
         own = {f"auxiliary.{name}.{k}": v for k, v in spec.model_fields.items()}
         parts.append(f"### auxiliary: {name}\n{rows_of(own)}")
