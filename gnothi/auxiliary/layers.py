@@ -19,7 +19,6 @@ from gnothi.contracts import Branch, Carry, Outputs, Said, SettingError, Step, V
 from gnothi.methods import Method, Space
 from gnothi.methods.simclr import SimCLRSpace
 from gnothi.models.heads import Head
-from gnothi.models.prototypes import full
 from gnothi.models.teacher import follow, twin
 from gnothi.schedules import cosine, linear
 from gnothi.views.batches import ViewsSpec
@@ -144,26 +143,30 @@ class Layers(Auxiliary):
 
     def forward(self, method: Method, views: Views, outputs: Outputs, step: Step) -> tuple[dict[str, Tensor], Carry]:
         """Terms "layers", the mean over blocks of the method's loss, and "predictors", the sum over blocks of it for predictors alone."""
-        space, final = method.space, _full([b.said for b in outputs.online])
+        space, terms = method.space, dict[str, Tensor]()
         said = {n: self._say(space, outputs.online, n) for n in self.exits}
-        answered = final_answers = _full([b.said for b in outputs.target])
-        if self.target is not None:
-            answered = [s.detach() for s in said[self.target][: views.n_global]] if self.slow is None else self._answer(space, outputs)
-        alone = {n: _alone(space, said[n], self._head(n)) for n in self.exits} if self.teaches else {}
-        last = _alone(space, final, space.head) if self.teaches and self.spec.predictor_only_final else None
-        with torch.autocast(views.index.device.type, enabled=False):  # bf16 is too coarse here
-            own = space.targets(final_answers, step)
-            targets = own if self.target is None else space.targets(answered, step)
-            if self.spec.target_view == "same":
-                targets = targets.unflatten(0, (-1, views.n_global, len(views.index))).flip(1).flatten(0, 2)  # [.., view, image]
-            terms: dict[str, Tensor] = {}
-            if said:
-                losses = torch.stack([self._agree(space, s, targets, step) for s in said.values()])
-                terms["layers"] = losses.mean() if self.spec.reduce == "mean" else losses.sum()
-            if self.teaches:
-                parts = [space.agree(s, targets, step) for s in alone.values()]
-                terms["predictors"] = torch.stack(parts + ([] if last is None else [space.agree(last, own, step)])).sum()
+        own = space.targets([b.said for b in outputs.target], step)
+        targets = self._targets(space, said, outputs, own, step)
+        if said:
+            losses = torch.stack([self._agree(space, s, targets, step) for s in said.values()])
+            terms["layers"] = losses.mean() if self.spec.reduce == "mean" else losses.sum()
+        if self.teaches:
+            alone = [(_alone(space, s, self._head(n)), targets) for n, s in said.items()]
+            if self.spec.predictor_only_final:
+                alone.append((_alone(space, [b.said for b in outputs.online], space.head), own))
+            terms["predictors"] = torch.stack([space.agree(s, t, step) for s, t in alone]).sum()
         return terms, Carry()
+
+    def _targets(self, space: Space, said: dict[str, list[Said]], outputs: Outputs, own: Tensor, step: Step) -> Tensor:
+        """What the blocks learn to say: the method's own targets, or those of a hidden block, with the two views exchanged where asked."""
+        targets, views = own, len(outputs.target)
+        if self.target is not None:
+            detached = [s.detach() for s in said[self.target][:views]]
+            targets = space.targets(detached if self.slow is None else self._answer(space, outputs), step)
+        if self.spec.target_view == "same":
+            rows = len(outputs.target[0].said.projection)
+            targets = targets.unflatten(0, (-1, views, rows)).flip(1).flatten(0, 2)  # [.., view, image]
+        return targets
 
     def _head(self, name: str) -> Head:
         exit_: Exit = self.exits[name]  # type: ignore[assignment]
@@ -174,10 +177,10 @@ class Layers(Auxiliary):
         blocks = [b.encoding.blocks[int(name)] for b in branches]
         said = space.say([b.final if self.spec.norm == "shared" else b.pooled for b in blocks], through or self.exits[name])
         if space.head.last is None or self.spec.prototypes == "own":
-            return _full(said)
+            return said
         prototypes = space.head.prototypes().detach()
         units = [F.normalize(s.projection, dim=-1) for s in said]
-        return _full([Said(z, F.linear(z, prototypes)) for z in units])
+        return [Said(z, F.linear(z, prototypes)) for z in units]
 
     @torch.no_grad()
     def _answer(self, space: Space, outputs: Outputs) -> list[Said]:
@@ -205,12 +208,7 @@ def _alone(space: Space, said: list[Said], head: Head) -> list[Said]:
     def predict(projection: Tensor) -> Said:
         return Said(projection, head.predict(projection))
 
-    return _full(space.say([s.projection.detach() for s in said], predict))
-
-
-def _full(said: list[Said]) -> list[Said]:
-    """Words in at least float32."""
-    return [Said(full(s.projection), full(s.prediction)) for s in said]
+    return space.say([s.projection.detach() for s in said], predict)
 
 
 def _exit(method: Method, width: int, spec: LayersSpec) -> Exit:

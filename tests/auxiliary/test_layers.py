@@ -173,7 +173,12 @@ def test_a_hidden_target_is_what_its_own_head_says_and_its_twin_s_where_there_is
         targets = method.space.targets(answers, step())
         expected = torch.stack([method.space.agree(w, targets, step()) for w in words]).mean()
         assert (aux.slow is None) == (name == "simclr")
-        torch.testing.assert_close(terms(objective, views)["layers"], expected)
+        found = terms(objective, views)["layers"]
+        torch.testing.assert_close(found, expected)
+        mine, by_hand = reached(objective, found), reached(objective, expected)
+        assert mine.keys() == by_hand.keys()
+        for key, grad in mine.items():
+            torch.testing.assert_close(grad, by_hand[key])
 
 
 def test_the_twin_of_a_hidden_target_s_head_follows_it() -> None:
