@@ -22,7 +22,6 @@ from gnothi.contracts import Carry, Encoding, Outputs, SettingError, Step, Views
 from gnothi.losses import gram, misalignment
 from gnothi.methods import Method
 from gnothi.methods.method import Partners
-from gnothi.models.prototypes import exact, full
 from gnothi.views.batches import ViewsSpec
 
 __all__ = ["Local", "LocalSpec", "geometric_matches"]
@@ -166,7 +165,7 @@ class Local(Auxiliary):
     def partners(self, views: Views, online: Sequence[Encoding], target: Sequence[Encoding], v: int, g: int, number: int = 0) -> list[Partners]:
         """Partners for the patches of crop v among those of target crop g; chance is another one for every ``number``."""
         s, mine, theirs = self.spec, patches(online[v]), patches(target[g])
-        every = full(mine).new_ones(mine.shape[:2])
+        every = mine.new_ones(mine.shape[:2])
         if s.match == "same":
             assert views.masks is not None
             own = torch.arange(mine.shape[1], device=mine.device).expand(len(mine), -1)
@@ -216,9 +215,8 @@ class Local(Auxiliary):
         terms = {}
         for key, weight, distance in (("gram", self.spec.gram, gram), ("kernel", self.spec.kernel, misalignment)):
             if weight:
-                pairs = [(full(patches(b.encoding)), full(patches(t.encoding))) for b, t in zip(outputs.online, outputs.target, strict=False)]
-                with exact(pairs[0][0].device):
-                    terms[f"{self.name}_{key}"] = torch.stack([distance(a, b) for a, b in pairs]).mean()
+                pairs = [(patches(b.encoding), patches(t.encoding)) for b, t in zip(outputs.online, outputs.target, strict=False)]
+                terms[f"{self.name}_{key}"] = torch.stack([distance(a, b) for a, b in pairs]).mean()
         return terms
 
     # ---- diagnostics ----------------------------------------------------------------------------
@@ -237,7 +235,7 @@ class Local(Auxiliary):
         counts = torch.stack([self._found(views, online, target, v, g) for v, g in ((0, last), (last, 0))]).sum(0)
         total, kept, right, different = distributed.mean(counts).tolist()
         values = {"kept": kept / total, "precision": right / max(kept, 1e-9), "unique": different / max(kept, 1e-9)}
-        position = matching.decodability(distributed.gather(full(patches(target[0]))), target[0].grid)
+        position = matching.decodability(distributed.gather(patches(target[0])), target[0].grid)
         return values if position is None else {**values, "position": position}
 
     def _found(self, views: Views, online: list[Encoding], target: list[Encoding], v: int, g: int) -> Tensor:

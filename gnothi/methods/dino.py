@@ -14,7 +14,6 @@ from gnothi.losses import assignment_rows, sinkhorn, weighted_mean
 from gnothi.methods.method import Method, Partners, Space, TeacherSpec, match_assignments, pick
 from gnothi.models import prototypes
 from gnothi.models.heads import Head
-from gnothi.models.prototypes import full
 from gnothi.schedules import linear
 
 
@@ -93,16 +92,15 @@ class DINOSpace(Space):
             return match_assignments(self, online, target, partners, self.spec.student_temperature, step)
         said, answered = self._projections(self.head, online), self._projections(self.slow, target)
         sizes, t = [len(a) for a in answered], self.spec.student_temperature
-        with prototypes.exact(said[0].device):
-            mine, theirs = full(self.head.prototypes()), full(self.slow.prototypes()).detach()
-            norms = prototypes.lse(torch.cat(said), mine, t).split([len(s) for s in said])
-            means = prototypes.expected(torch.cat(answered), theirs, self.centre, self.temperature(step), mine).split(sizes)
-            values = []
-            for p in partners:
-                chosen = means[p.target][p.rows(target[p.target].shape[1])]  # [B x N, P]
-                rows = norms[p.crop] - (said[p.crop] * chosen).sum(-1) / t
-                values.append((rows * p.weight.flatten()).mean())
-            logits = theirs @ torch.cat(answered).detach().sum(0)  # the sum of W z is W times the sum of z
+        mine, theirs = self.head.prototypes(), self.slow.prototypes()
+        norms = prototypes.lse(torch.cat(said), mine, t).split([len(s) for s in said])
+        means = prototypes.expected(torch.cat(answered), theirs, self.centre, self.temperature(step), mine).split(sizes)
+        values = []
+        for p in partners:
+            chosen = means[p.target][p.rows(target[p.target].shape[1])]  # [B x N, P]
+            rows = norms[p.crop] - (said[p.crop] * chosen).sum(-1) / t
+            values.append((rows * p.weight.flatten()).mean())
+        logits = theirs @ torch.cat(answered).detach().sum(0)  # the sum of W z is W times the sum of z
         return values, Carry(sums={"logits": logits, "count": logits.new_tensor(float(sum(sizes)))})
 
     def _projections(self, head: Head, tokens: list[Tensor]) -> list[Tensor]:
@@ -112,7 +110,7 @@ class DINOSpace(Space):
             projection = head.project(features)
             return Said(projection, projection)
 
-        return [full(s.projection) for s in self.say([x.flatten(0, 1) for x in tokens], short)]
+        return [s.projection for s in self.say([x.flatten(0, 1) for x in tokens], short)]
 
     def frozen(self, step: Step) -> tuple[str, ...]:
         """The last layer, at first."""

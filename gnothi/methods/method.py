@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from gnothi.contracts import Branch, Carry, Encoding, Outputs, Said, Spec, Step, Views, Want
 from gnothi.models.heads import Head, Norm
-from gnothi.models.prototypes import full
 from gnothi.models.teacher import Statistics, batch_statistics, follow, twin
 from gnothi.schedules import cosine
 
@@ -171,10 +170,9 @@ class Space(nn.Module):
         return values, self.keep(answered)
 
     def speak(self, online: list[Tensor], target: list[Tensor]) -> tuple[list[Said], list[Said]]:
-        """What the heads say of tokens, [B, N, D] each -> rows [B x N], in full precision: the online side and the target side."""
+        """What the heads say of tokens, [B, N, D] each -> rows [B x N]: the online side and the target side."""
         said = self.say([x.flatten(0, 1) for x in online])
-        answered = self.answer([x.flatten(0, 1) for x in target], said)
-        return [Said(full(s.projection), full(s.prediction)) for s in said], [Said(full(s.projection), full(s.prediction)) for s in answered]
+        return said, self.answer([x.flatten(0, 1) for x in target], said)
 
     def frozen(self, step: Step) -> tuple[str, ...]:
         """Name patterns of parameters that must not move in this step."""

@@ -7,7 +7,6 @@ that are matched with j. Both are sums over prototypes, taken a chunk at a time;
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,18 +47,6 @@ def expected(rows: Tensor, own: Tensor, centre: Tensor, temperature: float, prot
     return _Expected.apply(rows.detach(), own.detach(), centre, temperature, prototypes)
 
 
-@contextlib.contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """Inside, matrix products have the precision of their operands also under autocast: sums over many prototypes are too fine for bf16."""
-    with torch.autocast(device.type, enabled=False):
-        yield
-
-
-def full(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _chunks(rows: int, prototypes: int) -> Iterator[slice]:
     step = max(1, CHUNK // max(rows, 1))
     return (slice(i, i + step) for i in range(0, prototypes, step))
@@ -95,11 +82,10 @@ class _LogSumExp(torch.autograd.Function):
         rows, prototypes, total = ctx.saved_tensors
         to_rows, to_prototypes = torch.zeros_like(rows), torch.zeros_like(prototypes)
         scaled = grads[0][:, None] / ctx.temperature  # [N, 1]
-        with exact(rows.device):
-            for part in _chunks(len(rows), len(prototypes)):
-                share = _shares(rows, prototypes, ctx.temperature, None, total, part).mul_(scaled)
-                to_rows.addmm_(share, prototypes[part])
-                to_prototypes[part] = share.T @ rows
+        for part in _chunks(len(rows), len(prototypes)):
+            share = _shares(rows, prototypes, ctx.temperature, None, total, part).mul_(scaled)
+            to_rows.addmm_(share, prototypes[part])
+            to_prototypes[part] = share.T @ rows
         return to_rows, to_prototypes, None
 
 
@@ -119,7 +105,6 @@ class _Expected(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, None, Tensor]:
         rows, own, centre, total = ctx.saved_tensors
         to_prototypes = torch.empty_like(own)
-        with exact(rows.device):
-            for part in _chunks(len(rows), len(own)):
-                to_prototypes[part] = _shares(rows, own, ctx.temperature, centre, total, part).T @ grads[0]
+        for part in _chunks(len(rows), len(own)):
+            to_prototypes[part] = _shares(rows, own, ctx.temperature, centre, total, part).T @ grads[0]
         return None, None, None, None, to_prototypes
