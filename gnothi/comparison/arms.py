@@ -50,6 +50,8 @@ def arms(methods: Sequence[str], auxiliaries: Sequence[str], settings: Mapping[s
     sets = [_set(text) for text in auxiliaries]
     given = flat(settings)
     _check([*given, *vary], methods, sets)
+    for key in (key for key, values in vary.items() if not values):
+        raise SettingError(f"--vary: {key} needs at least one value")
     found = []
     for method, beside in product(methods, sets):
         own = {key: values for key, values in vary.items() if _concerns(key, method, beside)}
@@ -59,6 +61,8 @@ def arms(methods: Sequence[str], auxiliaries: Sequence[str], settings: Mapping[s
             name = "+".join([method, *beside]) + "".join(f",{_label(key, value)}" for key, value in varied)
             base = {"method": {"name": method}, "auxiliary": {auxiliary: {} for auxiliary in beside}}
             found.append(Arm(name, _merged([*common, *varied], base)))
+    if not found:
+        raise SettingError("a comparison needs at least one method and one set of auxiliaries")
     _differ([arm.name for arm in found])
     return found
 

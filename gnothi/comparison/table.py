@@ -89,7 +89,7 @@ def difference(answers: Mapping[tuple[str, int], np.ndarray], arm: str, first: s
     seeds = [seed for name, seed in answers if name == arm and (first, seed) in answers]
     if not seeds:
         return None
-    a, b = (_stack([answers[name, seed] for seed in seeds]) for name in (arm, first))
+    a, b = np.split(_stack([answers[name, seed] for name in (arm, first) for seed in seeds]), 2)
     value, between = over_seeds((a.mean(1) - b.mean(1)).tolist())
     images = paired(a[0], b[0]) if len(seeds) == 1 else None
     return {
