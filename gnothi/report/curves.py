@@ -37,6 +37,24 @@ PLAIN = (
         "Deviation of the normalised projections around their mean: 1 where they point everywhere, 0 where all are one vector.",
     ),
     ("health", "rankme", "RankMe", "How many directions the embedding uses. A small number that stays small means dimensional collapse."),
+    (
+        "health",
+        "local_precision",
+        "Similar patches that are the same place",
+        "Of the patches that another crop shows too, the share whose most similar patch there is the same place.",
+    ),
+    (
+        "health",
+        "local_unique",
+        "Different patches found",
+        "How many different patches are found most similar, over how many look. It falls when a few draw everything.",
+    ),
+    (
+        "health",
+        "local_position",
+        "Place told by a patch",
+        "Share of the variance of rows and columns that a linear probe of the patches explains; near 1, patches say where they are.",
+    ),
 )
 """Kind of line, key, title, meaning."""
 

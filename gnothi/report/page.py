@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from gnothi.report import curves, record, sections, summary
+from gnothi.report import curves, matches, record, sections, summary
 from gnothi.report.material import Sample, samples
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ def parts(found: record.Record, opened: Callable[[], tuple[Sample, Sample]]) -> 
         _section("results", "What it can tell apart", lambda: _some(summary.tables(found), "the run folder holds no results.json")),
         _section("curves", "How training went", lambda: _some(curves.figures(found), "metrics.jsonl holds no numbers")),
         _section("views", "What the network saw", lambda: sections.views(found)),
+        *([_section("matches", "Which patches belong together", lambda: matches.matches(found))] if matches.wanted(found) else []),
         _section("neighbours", "Nearest neighbours", lambda: sections.neighbours(*opened(), seed)),
         _section("map", "A map of the embedding", lambda: sections.chart_of(*opened(), seed)),
     ]
