@@ -15,7 +15,7 @@ from markupsafe import Markup
 from gnothi import report
 from gnothi.report.charts import COLOURS, HEIGHT, WIDTH, Curve, line_chart, percent
 
-UNITS = {"epoch": "epochs", "seconds": "seconds of training"}
+UNITS = {"epoch": "epochs", "seconds": "seconds"}
 """What stands on the horizontal axis."""
 MARGIN, LINE = 24, 20
 """Of the picture, and the height of a line of its legend, in pixels."""

@@ -26,7 +26,8 @@ function readable(svg) {
 
   function words(i) {
     const single = data.curves.length === 1;
-    const values = data.curves.map((curve) => (single ? "" : `${curve.name} `) + show(curve.y[i]));
+    const there = single ? data.curves : data.curves.filter((curve) => curve.y[i] !== null); // others begin later, or are over
+    const values = there.map((curve) => (single ? "" : `${curve.name} `) + show(curve.y[i]));
     return `${values.join(", ")} at ${data.name.replace(/s$/, "")} ${show(data.x[i])}`;
   }
 
