@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 from toys import step, views
 
+from gnothi.auxiliary import jigsaw
 from gnothi.auxiliary.jigsaw import DRAWS, DRAWS_A_TILE, Jigsaw, JigsawSpec, Puzzle, cut, puzzle, standardise
 from gnothi.contracts import SettingError, Views, Want
 from gnothi.methods.none import NoMethod, NoneSpec
@@ -242,6 +243,21 @@ def test_micro_batches_see_the_other_images_of_the_whole_batch():
     whole = objective(ready, step())[1]["jigsaw"]
     halves = [objective(ready.rows(part), step())[1]["jigsaw"] for part in (slice(0, 4), slice(4, 8))]
     torch.testing.assert_close((halves[0] + halves[1]) / 2, whole, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_sees_the_other_images_of_all_processes(rank, monkeypatch):
+    """What one of two processes cuts is what one with the whole batch cuts of these images."""
+    aux, whole, at = beside("none", max_occlusions=2, permutations=4).auxiliaries["jigsaw"], given(8), step()
+    whole = replace(whole, drawn={"jigsaw": aux.draw(8, at)})
+    part = slice(4 * rank, 4 * rank + 4)
+    expected = aux.prepare(whole, at).rows(part)
+    monkeypatch.setattr(jigsaw, "rank", lambda: rank)
+    monkeypatch.setattr(jigsaw, "world", lambda: 2)
+    monkeypatch.setattr(jigsaw, "gather", lambda crop: whole.extra["jigsaw"].images[0])
+    found = aux.prepare(whole.rows(part), at)
+    assert torch.equal(found.drawn["jigsaw"], expected.drawn["jigsaw"])
+    assert torch.equal(found.drawn["jigsaw tiles"], expected.drawn["jigsaw tiles"])
 
 
 def test_before_its_start_no_puzzle_is_cut():

@@ -118,7 +118,7 @@ def test_the_cross_entropy_of_known_logits(logits, right, wrong):
         {"form": "essl"}, {"form": "essl", "copies": "one", "angles": (0, 180)}, {"copies": "all"}, {"views": (1,)}, {"joint": True},
         {"joint": True, "copies": "all", "reduction": "mean"}, {"reduction": "mean"}, {"views": (1, 0)},
     ],
-    ids=str,
+    ids="-".join,
 )  # fmt: skip
 def test_every_form_is_the_mean_over_a_view_s_turned_images_and_the_sum_or_mean_over_views(settings: dict[str, Any]):
     objective, given = beside(norm="layer", **settings), with_crop(views())
