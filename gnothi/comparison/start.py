@@ -20,7 +20,7 @@ from gnothi.recipes.resolve import Resolved, resolve
 from gnothi.training.progress import counted, duration
 
 RESULTS = "results.json"
-SEEN = "the data has no test split, so test images were among those trained on, without their labels"
+SEEN = "no test split was used: test images were among those trained on, without their labels"
 Say = Callable[[str], None]
 T = TypeVar("T")
 
