@@ -21,7 +21,7 @@ mutants: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
 bench: .venv/.installed-test
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/python -m benchmarks.step
 
 check: .venv/.installed-check
 	$(BIN)/ruff format --check .

@@ -1,81 +1,228 @@
-"""How near the real step comes to the bare one: ratios of medians, measured in turn in one run.
+"""How near the real step comes to the bare one, and how far ahead of lightly's pipeline it is: ratios in one run.
 
-    python benchmarks/step.py [--steps N] [--batch B] [BACKBONE ...]
+    python -m benchmarks.step [--steps N] [--quick] [NAME ...]
 
-Bare: forward, backward and optimiser on views that are ready. Real: the Learner's step, views, checks and metrics included. SimCLR on `photos`.
+Bare: forward, backward and optimiser on views that are ready. Real: the Learner's step with views, checks and metrics. lightly: its transforms, its
+loader and its loss in a plain loop, for the same method (SimCLR), backbone and batch. Every case runs in a process of its own, gnothi and lightly in
+turn; within a process bare and real steps alternate. Writes benchmarks/results/step.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from gnothi import pretrain
 from gnothi.contracts import Step
+from gnothi.data.photos import photo_tiles
 from gnothi.recipes.resolve import resolve
+from gnothi.training.checkpoint import write_text
 from gnothi.training.learner import Learner
 
-
-def seconds(action: Callable[[], object], device: torch.device) -> float:
-    began = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+RESULTS = Path(__file__).parent / "results" / "step.json"
+WARM = 5
+"""Steps before the clock starts."""
 
 
-def measure(backbone: str, batch: int, steps: int, settings: dict) -> dict[str, float]:
-    chosen = {"backbone": {"name": backbone}, "training": {"batch": batch, **settings}}
-    resolved = resolve("photos", settings=chosen)
+@dataclass(frozen=True)
+class Case:
+    """What is timed."""
+
+    name: str
+    who: str = "gnothi"
+    backbone: str = "micro-resnet"
+    data: str = "memory"
+    """Images of 32 px in memory, or a folder of JPEGs of 96 px."""
+    batch: int = 128
+    steps: int = 100
+    precision: str | None = None
+    """None: gnothi's own choice."""
+    channels_last: bool = True
+    compile: bool = False
+
+
+CASES = (
+    Case("micro-resnet"),
+    Case("micro-resnet fp32", precision="fp32"),
+    Case("micro-resnet fp32 plain", precision="fp32", channels_last=False),
+    Case("micro-resnet compiled", compile=True),
+    Case("micro-resnet lightly", who="lightly", precision="fp32", channels_last=False),
+    Case("micro-resnet lightly channels last", who="lightly", precision="fp32"),
+    Case("micro-vit", backbone="micro-vit"),
+    Case("resnet18", backbone="resnet18", steps=20),
+    Case("resnet18 lightly", who="lightly", backbone="resnet18", precision="fp32", channels_last=False, steps=8),
+    Case("micro-resnet folder", data="folder"),
+    Case("micro-resnet folder lightly", who="lightly", data="folder", precision="fp32", channels_last=False),
+)
+
+
+def write_data(folder: Path) -> dict[str, Path]:
+    """Tiles of the photographs that come with the installation: as an array of 32 px, and as a folder of JPEGs of 96 px."""
+    array, jpegs = folder / "tiles.npy", folder / "jpegs"
+    np.save(array, photo_tiles("train", 32, 250).array.permute(0, 2, 3, 1).numpy())  # type: ignore[union-attr]
+    jpegs.mkdir()
+    for row, tile in enumerate(photo_tiles("train", 96, 160).array):  # type: ignore[arg-type]
+        Image.fromarray(tile.permute(1, 2, 0).numpy()).save(jpegs / f"{row:05d}.jpg", quality=90)
+    return {"memory": array, "folder": jpegs}
+
+
+# ---- gnothi --------------------------------------------------------------------------------------
+def ours(case: Case, data: Path) -> dict[str, float]:
+    size = 32 if case.data == "memory" else 96
+    training = {"batch": case.batch, "channels_last": case.channels_last, "precision": case.precision, "compile": case.compile}
+    chosen = {"backbone": {"name": case.backbone}, "method": {"name": "simclr"}, "views": {"size": size}, "training": training}
+    resolved = resolve(str(data), settings=chosen)
     torch.set_num_threads(resolved.threads)
     objective = pretrain.build(resolved)
     views = pretrain.batches(resolved, objective)
-    learner = Learner(
-        objective,
-        views,
-        spec=resolved.spec.training,
-        optimiser=resolved.spec.optimiser,
-        total=100_000,
-        per_epoch=resolved.per_epoch,
-        seed=0,
-    )
+    s = resolved.spec
+    learner = Learner(objective, views, spec=s.training, optimiser=s.optimiser, total=100_000, per_epoch=resolved.per_epoch, seed=0)
     ready = views(0)
+    marks: dict[str, list[float]] = {name: [] for name in ("forward", "backward", "optimiser", "real", "views")}
 
     def bare() -> None:
-        total, _, _ = objective(ready, Step(0, 0, 1))
+        began = clock(resolved.device)
+        total, _, _ = learner.module(ready, Step(0, 0, 1))
+        forward = clock(resolved.device)
         total.backward()
+        backward = clock(resolved.device)
         learner.optimiser.step()
         learner.optimiser.zero_grad(set_to_none=True)
+        for name, seconds in zip(marks, (forward - began, backward - forward, clock(resolved.device) - backward), strict=False):
+            marks[name].append(seconds)
 
-    times: dict[str, list[float]] = {"bare": [], "real": [], "views": []}
-    for number in range(steps + 3):
-        found = {
-            "bare": seconds(bare, resolved.device),
-            "real": seconds(learner.step, resolved.device),
-            "views": seconds(lambda n=number: views(n), resolved.device),
-        }
-        if number >= 3:  # the first ones warm up
-            for name, value in found.items():
-                times[name].append(value)
-    return {name: statistics.median(values) for name, values in times.items()}
+    if case.data == "folder":  # loader processes go on reading while other steps run, so each kind has its own stretch
+        measure_stretch(learner.step, marks["real"], case.steps, resolved.device)
+        views.close()
+        measure_stretch(bare, [], case.steps // 2, resolved.device)
+    else:
+        for number in range(case.steps + WARM):
+            bare()
+            marks["real"].append(seconds_of(learner.step, resolved.device))
+            marks["views"].append(seconds_of(lambda n=number: views(n), resolved.device))
+    found = {name: statistics.median(values[WARM:]) for name, values in marks.items() if values}
+    if case.data == "folder":
+        found["real"] = statistics.fmean(marks["real"][WARM:])  # reading comes in bursts, and the median hides them
+    views.close()
+    about = {"precision": s.training.precision or "", "threads": resolved.threads, "workers": resolved.workers}
+    return {**found, "bare": found["forward"] + found["backward"] + found["optimiser"], **about, "memory": peak(resolved.device)}  # type: ignore[dict-item]
+
+
+def measure_stretch(action: Callable[[], object], into: list[float], steps: int, device: torch.device) -> None:
+    for _ in range(steps + WARM):
+        into.append(seconds_of(action, device))
+
+
+# ---- lightly -------------------------------------------------------------------------------------
+def lightlys(case: Case, data: Path, workers: int) -> dict[str, float]:
+    from experiments import lightly_recipes as lightly
+    from gnothi.models import backbone as backbones
+    from gnothi.models.backbone import BackboneSpec
+
+    size = 32 if case.data == "memory" else 96
+    backbone = backbones.build(BackboneSpec(name=case.backbone), 3, size, 0)
+    model, loss = lightly.RECIPES["simclr"](lightly.Pooled(backbone), int(backbone.width))  # type: ignore[arg-type]
+    if case.channels_last:
+        model.to(memory_format=torch.channels_last)
+    optimiser = lightly.optimiser("simclr", model)
+    pictures: Any = np.load(data) if case.data == "memory" else lightly.Files(sorted(data.iterdir()))
+    source = endless(lightly.loader(pictures, "simclr", case.batch, workers, size))
+    real: list[float] = []
+
+    def step() -> None:
+        views = [v.contiguous(memory_format=torch.channels_last) if case.channels_last else v for v in next(source)]
+        optimiser.zero_grad()
+        loss(views).backward()
+        optimiser.step()
+
+    measure_stretch(step, real, case.steps, torch.device("cpu"))
+    ready, bare = next(source), []
+
+    def on_ready() -> None:
+        optimiser.zero_grad()
+        loss(ready).backward()
+        optimiser.step()
+
+    measure_stretch(on_ready, bare, max(8, case.steps // 4), torch.device("cpu"))
+    found = {"real": statistics.fmean(real[WARM:]), "bare": statistics.median(bare[WARM:]), "memory": peak(torch.device("cpu"))}
+    return {**found, "threads": torch.get_num_threads(), "workers": workers}
+
+
+def endless(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+def clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_of(action: Callable[[], object], device: torch.device) -> float:
+    began = clock(device)
+    action()
+    return clock(device) - began
+
+
+def peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def child(case: Case, data: Path) -> dict[str, Any]:
+    """A case in a process of its own; lightly with the number of loader processes that suits it best."""
+    found = []
+    for workers in (0,) if case.who == "gnothi" else (0, 1, 2):
+        command = [sys.executable, "-m", "benchmarks.step", "--one", json.dumps(asdict(case)), "--at", str(data), "--workers", str(workers)]
+        said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        if said.returncode:
+            raise SystemExit(f"{case.name}: {said.stderr.strip()[-2000:]}")
+        found.append(json.loads(said.stdout.splitlines()[-1]))
+    return min(found, key=lambda f: f["real"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("backbones", nargs="*", default=["micro-resnet", "micro-vit", "resnet18"])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="cases; by default all")
+    parser.add_argument("--steps", type=int, help="instead of each case's own number")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--at", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    print(f"{'backbone':<16}{'format':<16}{'bare / real':>12}{'views / real':>14}{'real step':>12}{'images/s':>10}")
-    for backbone in given.backbones:
-        for name, settings in (("channels last", {}), ("plain", {"channels_last": False})):
-            t = measure(backbone, given.batch, given.steps if backbone.startswith("micro") else max(4, given.steps // 4), settings)
-            shares = f"{t['bare'] / t['real']:>12.3f}{t['views'] / t['real']:>14.3f}"
-            print(f"{backbone:<16}{name:<16}{shares}{t['real']:>10.3f} s{given.batch / t['real']:>10.0f}", flush=True)
+    if given.one:
+        case = Case(**json.loads(given.one))
+        print(json.dumps(ours(case, given.at) if case.who == "gnothi" else lightlys(case, given.at, given.workers)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_data(Path(folder))
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        print(f"{'case':<36}{'bare / real':>12}{'views':>8}{'forward':>9}{'backward':>10}{'step':>10}{'images/s':>10}{'memory':>10}")
+        for case in CASES:
+            if not given.names or case.name in given.names:
+                case = replace(case, steps=given.steps or case.steps)
+                f = child(case, data[case.data])
+                known[case.name] = {**asdict(case), **f}
+                shares = "".join(f"{f[k] / f['real']:>{w}.3f}" if k in f else " " * w for k, w in (("views", 8), ("forward", 9), ("backward", 10)))
+                line = f"{case.name:<36}{f['bare'] / f['real']:>12.3f}{shares}{f['real']:>8.3f} s{case.batch / f['real']:>10.0f}"
+                print(f"{line}{f['memory'] / 2**20:>6.0f} MiB", flush=True)
+                write_text(RESULTS, json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every method on CIFAR-10 beside lightly's own recipe: equal images, backbone and epochs, and ours again in lightly's time.
 
-    python experiments/cifar_methods.py [ARM ...] [--data FOLDER] [--epochs N] [--threads N]
+    python -m experiments.cifar_methods [ARM ...] [--data FOLDER] [--epochs N] [--threads N]
 
 The first 1,000 training images of each class, a micro ResNet, 20 epochs, k-NN (k=200, T=0.1) on all 10,000 test images at the last epoch. An arm is
 `pixels`, `untrained`, `gnothi METHOD SEED`, `lightly METHOD SEED` or `time METHOD SEED` (gnothi for the seconds that lightly took in this file); by
@@ -60,7 +60,7 @@ class Study:
         return {**self.measured(str(out)), **about}
 
     def lightly(self, method: str, seed: int) -> dict[str, Any]:
-        from lightly_recipes import train as train_lightly
+        from experiments.lightly_recipes import train as train_lightly
 
         torch.set_num_threads(self.threads)
         spec = BackboneSpec(name="micro-resnet")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,22 +27,22 @@ Views = list[Tensor]
 Loss = Callable[[Views], Tensor]
 
 
-def transform(method: str) -> Any:
+def transform(method: str, size: int = 32) -> Any:
     byol = transforms.BYOLTransform(
-        transforms.BYOLView1Transform(input_size=32, gaussian_blur=0.0), transforms.BYOLView2Transform(input_size=32, gaussian_blur=0.0)
+        transforms.BYOLView1Transform(input_size=size, gaussian_blur=0.0), transforms.BYOLView2Transform(input_size=size, gaussian_blur=0.0)
     )
-    simclr = transforms.SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
+    simclr = transforms.SimCLRTransform(input_size=size, cj_strength=0.5, gaussian_blur=0.0)
     return {
         "simclr": simclr,
         "moco": simclr,
         "byol": byol,
         "barlow": byol,
-        "simsiam": transforms.SimSiamTransform(input_size=32, gaussian_blur=0.0),
+        "simsiam": transforms.SimSiamTransform(input_size=size, gaussian_blur=0.0),
         "swav": transforms.SwaVTransform(
-            crop_sizes=(32,), crop_counts=(2,), crop_min_scales=(0.14,), crop_max_scales=(1.0,), cj_strength=0.5, gaussian_blur=0.0
+            crop_sizes=(size,), crop_counts=(2,), crop_min_scales=(0.14,), crop_max_scales=(1.0,), cj_strength=0.5, gaussian_blur=0.0
         ),
-        "dino": transforms.DINOTransform(global_crop_size=32, n_local_views=0, gaussian_blur=(0.0, 0.0, 0.0)),
-        "vicreg": transforms.VICRegTransform(input_size=32, gaussian_blur=0.0),
+        "dino": transforms.DINOTransform(global_crop_size=size, n_local_views=0, gaussian_blur=(0.0, 0.0, 0.0)),
+        "vicreg": transforms.VICRegTransform(input_size=size, gaussian_blur=0.0),
     }[method]
 
 
@@ -159,16 +160,31 @@ class Pooled(nn.Module):
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Views of [N, H, W, C] images, made one at a time as lightly makes them."""
+    """Views of images, an [N, H, W, C] array or files, made one at a time as lightly makes them."""
 
-    def __init__(self, images: np.ndarray, transform: Any) -> None:
+    def __init__(self, images: np.ndarray | Files, transform: Any) -> None:
         self.images, self.transform = images, transform
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, row: int) -> Views:
-        return self.transform(Image.fromarray(self.images[row]))
+        image = self.images[row]
+        return self.transform(image if isinstance(image, Image.Image) else Image.fromarray(image))
+
+
+class Files:
+    """Images of files, read as lightly's data set reads them."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> Image.Image:
+        with Image.open(self.paths[row]) as opened:
+            return opened.convert("RGB")
 
 
 def optimiser(method: str, model: nn.Module) -> torch.optim.Optimizer:
@@ -177,8 +193,8 @@ def optimiser(method: str, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
 
 
-def loader(images: np.ndarray, method: str, batch: int = 128, workers: int = 0) -> torch.utils.data.DataLoader:
-    pictures = Pictures(images, transform(method))
+def loader(images: np.ndarray | Files, method: str, batch: int = 128, workers: int = 0, size: int = 32) -> torch.utils.data.DataLoader:
+    pictures = Pictures(images, transform(method, size))
     return torch.utils.data.DataLoader(pictures, batch_size=batch, shuffle=True, drop_last=True, num_workers=workers)
 
 
