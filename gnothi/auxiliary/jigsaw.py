@@ -278,6 +278,5 @@ class Jigsaw(Auxiliary):
         return kept[0].unflatten(0, tiles.shape[:2]) if self.spec.joint else torch.stack(kept, 1)
 
     def logits(self, method: Method, tiles: Tensor) -> Tensor:
-        """[B, T, C, H, W] -> [B, N], at least float32, for bf16 is too coarse here."""
-        logits = self.name_it(self.said(method, tiles).flatten(1))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        """[B, T, C, H, W] -> [B, N]."""
+        return self.name_it(self.said(method, tiles).flatten(1))

@@ -202,11 +202,10 @@ class Rotation(Auxiliary):
         return {self.name: torch.stack(terms).mean() * (n if self.spec.reduction == "sum" else 1)}, Carry()
 
     def logits(self, method: Method, images: Tensor) -> Tensor:
-        """What the head says of images: [N, C, S, S] -> [N, A], at least float32, for bf16 is too coarse here."""
+        """What the head says of images: [N, C, S, S] -> [N, A]."""
         statistics: Statistics = self.spec.statistics or "keep"
         features = method.encode(images, statistics=statistics).pooled
         if self.spec.on == "projector":
             with batch_statistics(method.space.head, statistics):
                 features = method.space.say([features])[0].projection
-        logits = self.head(features)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self.head(features)

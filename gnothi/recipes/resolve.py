@@ -176,7 +176,9 @@ def _with_auxiliaries(full: RunSpec, views: ViewsSpec) -> RunSpec:
         for name in built.keys() - set(able):
             raise SettingError(f"auxiliary.{name} needs a method beside it, and method.name is none; alone work {' and '.join(able)}")
         if not any(a.start == 0 for a in built.values()):
-            raise SettingError(f"method.name=none learns nothing itself: it needs --auxiliary {' or '.join(able)}, with a weight and start 0")
+            raise SettingError(
+                f"method.name=none learns nothing itself: it needs --auxiliary {' or '.join(able)}, of a weight above 0, from the start"
+            )
     return full
 
 

@@ -112,7 +112,7 @@ def test_features_that_are_one_vector_are_a_collapse_and_narrow_ones_are_none():
         (("layers",), {}, r"layers.* (needs?|method)"),
         (("local",), {}, r"local.* (needs?|method)"),
         (("rotation",), {"weight": 0}, "learns nothing itself"),
-        (("rotation",), {"start": 0.5}, "with a weight and start 0"),
+        (("rotation",), {"start": 0.5}, "of a weight above 0, from the start"),
     ],
 )
 def test_a_run_with_nothing_to_learn_is_refused_in_one_line(names, changes, message, data):
