@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gnothi.auxiliary.auxiliary import Auxiliary, AuxiliarySpec
 from gnothi.auxiliary.permutations import Rule, permutations
 from gnothi.contracts import Carry, Outputs, SettingError, Step, Views
-from gnothi.distributed import gather, rank, world
+from gnothi.distributed import gather, mean, rank, world
 from gnothi.methods import Method
 from gnothi.models.teacher import Statistics
 from gnothi.randomness import expand
@@ -269,6 +269,13 @@ class Jigsaw(Auxiliary):
         """Cross-entropy in nats, a mean over puzzles."""
         logits = self.logits(method, views.drawn[f"{self.name} tiles"])
         return {self.name: F.cross_entropy(logits, views.drawn[self.name])}, Carry()
+
+    def diagnose(self, method: Method, views: Views, step: Step) -> dict[str, float]:
+        """``accuracy``: share of the puzzles whose permutation is named, and what ``chance`` gives."""
+        if f"{self.name} tiles" not in views.drawn:
+            return {}
+        right = self.logits(method, views.drawn[f"{self.name} tiles"]).argmax(1) == views.drawn[self.name]
+        return {"accuracy": float(mean(right.float().mean())), "chance": 1 / len(self.permutations)}
 
     def said(self, method: Method, tiles: Tensor) -> Tensor:
         """What the head keeps of each tile by itself: [B, T, C, H, W] -> [B, T, hidden]."""

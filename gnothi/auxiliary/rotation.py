@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from gnothi import distributed
 from gnothi.auxiliary.auxiliary import Auxiliary, AuxiliarySpec
 from gnothi.contracts import Carry, Outputs, SettingError, Step, Views
 from gnothi.methods import Method
@@ -200,6 +201,11 @@ class Rotation(Auxiliary):
             pairs = [(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs]))]
         terms = [F.cross_entropy(self.logits(method, images), labels) for images, labels in pairs]
         return {self.name: torch.stack(terms).mean() * (n if self.spec.reduction == "sum" else 1)}, Carry()
+
+    def diagnose(self, method: Method, views: Views, step: Step) -> dict[str, float]:
+        """``accuracy``: share of the turned images whose angle is named, and what ``chance`` gives."""
+        right = torch.cat([self.logits(method, images).argmax(1) == labels for images, labels in self.turned(views)])
+        return {"accuracy": float(distributed.mean(right.float().mean())), "chance": 1 / len(self.quarters)}
 
     def logits(self, method: Method, images: Tensor) -> Tensor:
         """What the head says of images: [N, C, S, S] -> [N, A]."""

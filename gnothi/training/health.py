@@ -116,6 +116,10 @@ what an assignment says of its image, below the second: all are alike. Measured 
 0.40, healthy SwAV 0.99 and 0.26, DINO without centring 0.11 and 0.10, DINO collapsed to uniform 0.99 and at most 0.03."""
 
 
+NOTHING = 1.3
+"""What an auxiliary alone gets right, over chance, when it has learned something."""
+
+
 def verdict(history: Sequence[dict[str, float]], method: str, steps: int) -> Verdict:
     """Judge a run by its last two measurements, which must agree, and its first.
 
@@ -130,6 +134,8 @@ def verdict(history: Sequence[dict[str, float]], method: str, steps: int) -> Ver
     first, now = history[0], history[-1]
     advice = ADVICE.get(method, GENERAL_ADVICE)
     kind, why = _collapse(now, first)
+    if kind is None and (unlearned := _at_chance(history)):
+        return Verdict("undecided", None, unlearned, "train longer, raise optimiser.lr; images without an up teach rotation nothing")
     if kind is None:
         what, spread_now = _spread(now)
         found = f"{what} spread {spread_now:.2f} of 1, effective rank of features {now['rankme']:.0f} (at first {first['rankme']:.0f})"
@@ -164,3 +170,15 @@ def _collapse(now: dict[str, float], first: dict[str, float]) -> tuple[str | Non
 def _spread(now: dict[str, float]) -> tuple[str, float]:
     """What is judged, and how much it spreads: projections, or features where no method makes projections."""
     return ("projections", now["std"]) if "std" in now else ("features", now["feature_std"])
+
+
+def _at_chance(history: Sequence[dict[str, float]]) -> str:
+    """In words, what auxiliaries without a method have learned, where it is nothing: over the last half of the measurements; else empty."""
+    late = history[len(history) // 2 :]
+    found = {k.removesuffix("_chance"): v for k, v in late[0].items() if k.endswith("_chance")}
+    if "std" in late[0] or not found:
+        return ""
+    shares = {name: sum(h[f"{name}_accuracy"] for h in late) / len(late) for name in found}
+    if any(shares[name] > NOTHING * chance for name, chance in found.items()):
+        return ""
+    return "nothing was learned: " + ", ".join(f"{name} is right {shares[name]:.3f} of the time, chance {found[name]:.3f}" for name in found)

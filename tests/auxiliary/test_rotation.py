@@ -297,6 +297,8 @@ def test_angles_of_images_with_an_up_are_learned_unless_a_flip_follows_or_the_im
     assert accuracy(objective, up) == accuracy(objective, up, "before") == 1
     assert accuracy(objective, up, "after") == 0.75  # 90 and 270 degrees cannot be told
     assert accuracy(objective, squares) == 0.25
+    told = replace(patterns(0), images=(up, up), index=torch.arange(8))
+    assert objective.auxiliaries["rotation"].diagnose(objective.method, objective.draw(told, step()), step()) == {"accuracy": 1.0, "chance": 0.25}
     pairs = all_turns(squares, torch.arange(4))
     logits = objective.auxiliaries["rotation"].logits(objective.method, pairs[0])
     assert nn.functional.cross_entropy(logits, pairs[1]) >= math.log(4) - 1e-6

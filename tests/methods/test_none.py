@@ -73,7 +73,8 @@ def test_a_run_without_a_method_trains_resumes_bit_for_bit_and_gives_an_encoder(
     train, measured = ([line for line in lines_a if line["kind"] == kind] for kind in ("train", "health"))
     assert train[-1]["terms"].keys() == set(names) and "momentum" not in train[-1]
     assert measured[-1].keys() >= {"feature_std", "rankme"} and "std" not in measured[-1]
-    assert whole.verdict["verdict"] in ("healthy", "collapsed") and "features" in whole.verdict["why"]
+    assert whole.verdict["verdict"] in ("healthy", "undecided") and not any(word in whole.verdict["why"] for word in ("projection", "nan"))
+    assert all(0 <= line[f"{name}_accuracy"] <= 1 for line in measured for name in names)
     assert gnothi.load(str(tmp_path / "whole"), device="cpu").embed(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).shape == (2, 8)
 
 
@@ -103,6 +104,16 @@ def test_features_that_are_one_vector_are_a_collapse_and_narrow_ones_are_none():
 
     assert (verdict(0.01).verdict, verdict(0.01).collapse) == ("collapsed", "constant")
     assert verdict(0.2).verdict == "healthy" and verdict(0.2).why.startswith("features spread 0.20")
+
+
+@pytest.mark.parametrize(("share", "word"), [(0.26, "undecided"), (0.4, "healthy")])
+def test_a_run_that_names_angles_no_better_than_chance_is_undecided(share, word):
+    def verdict(**more: float) -> health.Verdict:
+        noisy = [{"feature_std": 0.5, "rankme": 9.0, "rotation_accuracy": share + e, "rotation_chance": 0.25, **more} for e in (0.4, 0.02, -0.02, 0)]
+        return health.verdict(noisy, "none", 100)
+
+    assert verdict().verdict == word and ("rotation is right 0.2" in verdict().why) == (word == "undecided")
+    assert verdict(std=0.9, projection_rankme=9.0).verdict == "healthy"  # beside a method it is no verdict on the run
 
 
 @pytest.mark.parametrize(
