@@ -16,8 +16,10 @@ from gnothi.evaluate.result import Predictions, Result, accuracy
 Array = np.ndarray | Tensor
 MEMORY = 1 << 28
 """Bytes that a search may take by default."""
-WIDEST = 1 << 15
+WIDEST = 1 << 16
 """Training rows of a block."""
+GROUP = 16
+"""Columns of which only the largest is looked at first."""
 DISTANCES = {
     "cosine": "cosine, votes exp(similarity/{temperature:g})",
     "dot": "dot product of raw features, votes exp(product/{temperature:g})",
@@ -149,38 +151,68 @@ def neighbours(
     """
     device = train.device if isinstance(train, Tensor) else torch.device("cpu")
     wide = min(len(train), WIDEST)
-    tall = max(1, memory // (8 * (3 * wide + 2 * k * train.shape[1])))
+    tall = max(1, memory // 2 // (12 * wide + (16 * k * train.shape[1] if distance == "euclidean" else 0)))  # rows of a product
+    held = max(1, memory // 2 // (8 * (train.shape[1] + 6 * k)))  # rows whose best are kept while all training rows pass by
     rows, values = np.empty((len(test), k), dtype=np.int64), np.empty((len(test), k))
-    for start in range(0, len(test), tall):
-        mine = _features(test, start, min(start + tall, len(test)), device, distance)
-        best_values, best_rows = torch.empty(len(mine), 0, device=device), torch.empty(len(mine), 0, dtype=torch.int64, device=device)
+    for start in range(0, len(test), held):
+        mine = _features(test, start, min(start + held, len(test)), device, distance)
+        best = _Best(len(mine), k, mine)
         for at in range(0, len(train), wide):
             theirs = _features(train, at, min(at + wide, len(train)), device, distance)
-            near = mine @ theirs.T  # [tall, wide]
-            if distance == "euclidean":
-                near -= theirs.square().sum(1) / 2  # the order of minus the squared distance
-            if leave_one_out:
-                _hide_own(near, start, at)
-            new_values, new_rows = _top(near, min(k, near.shape[1]))
-            best_values, order = torch.cat([best_values, new_values], 1).sort(dim=1, descending=True, stable=True)
-            best_rows = torch.cat([best_rows, new_rows + at], 1).gather(1, order)[:, :k]
-            best_values = best_values[:, :k]
-        rows[start : start + len(mine)] = best_rows.cpu().numpy()
+            for part in (slice(i, min(i + tall, len(mine))) for i in range(0, len(mine), tall)):
+                near = mine[part] @ theirs.T  # [tall, wide]
+                if distance == "euclidean":
+                    near -= theirs.square().sum(1) / 2  # the order of minus the squared distance
+                if leave_one_out:
+                    _hide_own(near, start + part.start, at)
+                best.merge(part, *_top(near, min(k, near.shape[1])), at)
+        here = slice(start, start + len(mine))
+        rows[here], values[here] = best.rows.cpu().numpy(), best.values.cpu().numpy()
         if distance == "euclidean":
-            best_values = _minus_distances(train, mine, rows[start : start + len(mine)], device)
-        values[start : start + len(mine)] = best_values.cpu().numpy()
+            for part in (slice(i, min(i + tall, len(mine))) for i in range(0, len(mine), tall)):
+                values[start:][part] = _minus_distances(train, mine[part], rows[start:][part], device).cpu().numpy()
     return rows, values
+
+
+class _Best:
+    """The k best of every row among those that came so far, nearest first, equal ones by row number."""
+
+    def __init__(self, n: int, k: int, like: Tensor) -> None:
+        self.values = torch.full((n, k), -torch.inf, dtype=like.dtype, device=like.device)
+        self.rows = torch.zeros((n, k), dtype=torch.int64, device=like.device)
+
+    def merge(self, part: slice, values: Tensor, columns: Tensor, at: int) -> None:
+        """Take in what a later block of training rows, from number ``at`` on, has for some rows."""
+        k = self.rows.shape[1]
+        both, order = torch.cat([self.values[part], values], 1).sort(dim=1, descending=True, stable=True)
+        self.values[part] = both[:, :k]
+        self.rows[part] = torch.cat([self.rows[part], columns + at], 1).gather(1, order[:, :k])
 
 
 def _top(near: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row [B, k], equal ones by column: ``topk`` leaves open which of the equal ones it takes."""
-    values, columns = near.topk(min(k + 1, near.shape[1]), dim=1)
+    values, columns = _largest(near, min(k + 1, near.shape[1]))
     if values.shape[1] > k:
         open_rows = (values[:, k - 1] == values[:, k]).nonzero()[:, 0]
         values, columns = values[:, :k], columns[:, :k].clone()
-        columns[open_rows] = near[open_rows].sort(dim=1, descending=True, stable=True).indices[:, :k]
+        for some in open_rows.split(8):  # a sort takes several times the room of what it sorts
+            columns[some] = near[some].sort(dim=1, descending=True, stable=True).indices[:, :k]
     columns = columns.sort(dim=1).values
     values, order = near.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return values, columns.gather(1, order)
+
+
+def _largest(near: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """``near.topk(k)``, faster where a row is long: its k largest lie in the k groups of columns whose largest are largest."""
+    groups = near.shape[1] // GROUP
+    if groups < 4 * k:
+        return near.topk(k, dim=1)
+    whole = near[:, : groups * GROUP].view(len(near), GROUP, groups)  # a group is every so many columns: maxima are then taken of whole rows at once
+    chosen = whole.amax(1).topk(k, dim=1, sorted=False).indices
+    columns = (chosen[:, None] + groups * torch.arange(GROUP, device=near.device)[:, None]).flatten(1)  # [B, GROUP * k]
+    rest = torch.arange(groups * GROUP, near.shape[1], device=near.device).expand(len(near), -1)
+    columns = torch.cat([columns, rest], 1)
+    values, order = near.gather(1, columns).topk(k, dim=1)
     return values, columns.gather(1, order)
 
 

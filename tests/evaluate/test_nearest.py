@@ -103,6 +103,18 @@ def test_blocks_do_not_matter(monkeypatch, distance, alone):
     assert np.allclose(values, small_values, atol=1e-12)
 
 
+@pytest.mark.parametrize("levels", [2, 50, 10**6])
+@pytest.mark.parametrize("n", [1000, 1013])
+def test_long_rows_are_searched_by_groups_with_the_same_answer(n, levels):
+    """Also where many are equal: the lowest row numbers come first."""
+    g = generator(0, "levels", n, levels)
+    train, test = (torch.randint(levels, (m, 2), generator=g).double() for m in (n, 31))
+    rows, values = neighbours(train, test, 7, distance="dot")
+    products = (test[:, None] * train).sum(2)
+    expected = products.sort(dim=1, descending=True, stable=True)
+    assert (rows == expected.indices[:, :7].numpy()).all() and (values == expected.values[:, :7].numpy()).all()
+
+
 def test_the_search_keeps_to_its_memory(monkeypatch):
     sizes = []
     real = torch.Tensor.topk
