@@ -109,7 +109,8 @@ def test_features_that_are_one_vector_are_a_collapse_and_narrow_ones_are_none():
 @pytest.mark.parametrize(("share", "word"), [(0.26, "undecided"), (0.4, "healthy")])
 def test_a_run_that_names_angles_no_better_than_chance_is_undecided(share, word):
     def verdict(**more: float) -> health.Verdict:
-        noisy = [{"feature_std": 0.5, "rankme": 9.0, "rotation_accuracy": share + e, "rotation_chance": 0.25, **more} for e in (0.4, 0.3, 0.02, -0.01)]
+        basis = {"feature_std": 0.5, "rankme": 9.0, "rotation_chance": 0.25, **more}
+        noisy = [{**basis, "rotation_accuracy": share + e} for e in (0.4, 0.3, 0.02, -0.01)]
         return health.verdict(noisy, "none", 100)
 
     assert verdict().verdict == word and ("rotation is right 0.2" in verdict().why) == (word == "undecided")
