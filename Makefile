@@ -22,6 +22,8 @@ mutants: .venv/.installed-test
 
 bench: .venv/.installed-test
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.search
+	$(BIN)/python -m benchmarks.growth
 
 check: .venv/.installed-check
 	$(BIN)/ruff format --check .

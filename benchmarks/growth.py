@@ -1,0 +1,113 @@
+"""How the cost grows: with the number of images, the number of crops, and the batch.
+
+    python -m benchmarks.growth
+
+Synthetic images of 32 px, micro ResNet. Every row runs in a process of its own. Writes benchmarks/results/growth.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.step import peak, write_data
+from gnothi import pretrain
+from gnothi.randomness import generator
+from gnothi.recipes.resolve import resolve
+from gnothi.training.checkpoint import write_text
+from gnothi.training.learner import Learner
+
+RESULTS = Path(__file__).parent / "results" / "growth.json"
+ROWS: list[dict[str, Any]] = [
+    *({"grows": "images in memory", "n": n} for n in (10**3, 10**4, 10**5, 10**6)),
+    *({"grows": "images in a folder", "n": n} for n in (10**3, 10**4, 10**5)),
+    *({"grows": "crops", "n": 4096, "local": local} for local in (0, 2, 4, 8)),
+    *({"grows": "batch", "n": 8192, "batch": batch} for batch in (32, 128, 512, 2048, 4096)),
+]
+
+
+def write_images(folder: Path, row: dict[str, Any]) -> Path:
+    """Noise as an array; for a folder, names that are links to a few JPEGs."""
+    if row["grows"] != "images in a folder":
+        path, n = folder / "noise.npy", row["n"]
+        images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(n, 32, 32, 3))
+        for at in range(0, n, 100_000):
+            size = min(100_000, n - at)
+            images[at : at + size] = torch.randint(256, (size, 32, 32, 3), generator=generator(0, "noise", at), dtype=torch.uint8).numpy()
+        return path
+    files = sorted(write_data(folder)["folder"].iterdir())
+    linked = folder / "linked"
+    for i in range(row["n"]):
+        into = linked / f"{i // 1000:03d}"
+        into.mkdir(parents=True, exist_ok=True)
+        os.link(files[i % len(files)], into / f"{i:06d}.jpg")
+    return linked
+
+
+def measure(row: dict[str, Any]) -> dict[str, Any]:
+    method = {"name": "dino", "prototypes": 256} if "local" in row else {"name": "simclr"}
+    views = {"size": 32, "recipe": "dino", "local": row["local"]} if "local" in row else {"size": 32}
+    chosen = {"method": method, "views": views, "backbone": {"name": "micro-resnet"}, "training": {"batch": row.get("batch", 128)}}
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_images(Path(folder), row)
+        began = time.perf_counter()
+        resolved = resolve(str(data), settings=chosen)
+        torch.set_num_threads(resolved.threads)
+        objective = pretrain.build(resolved)
+        batches = pretrain.batches(resolved, objective)
+        s = resolved.spec
+        learner = Learner(objective, batches, spec=s.training, optimiser=s.optimiser, total=100_000, per_epoch=resolved.per_epoch, seed=0)
+        learner.step()
+        opened = time.perf_counter() - began
+        times = []
+        for _ in range(max(4, 2000 // row.get("batch", 128))):
+            began = time.perf_counter()
+            learner.step()
+            times.append(time.perf_counter() - began)
+        batches.close()
+    step = statistics.fmean(times) if resolved.workers else statistics.median(times)
+    return {
+        **row,
+        "first step": round(opened, 3),
+        "step": round(step, 4),
+        "images/s": round(row.get("batch", 128) / step, 1),
+        "memory": peak(resolved.device),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measure(json.loads(given.one))))
+        return
+    found = []
+    print(f"{'grows':<20}{'images':>10}{'crops':>7}{'batch':>7}{'first step':>12}{'step':>10}{'images/s':>10}{'memory':>12}")
+    for row in ROWS:
+        said = subprocess.run(
+            [sys.executable, "-m", "benchmarks.growth", "--one", json.dumps(row)], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+        )
+        if said.returncode:
+            raise SystemExit(f"{row}: {said.stderr.strip()[-2000:]}")
+        f = json.loads(said.stdout.splitlines()[-1])
+        found.append(f)
+        crops, batch = 2 + f.get("local", 0), f.get("batch", 128)
+        line = f"{f['grows']:<20}{f['n']:>10,}{crops:>7}{batch:>7}{f['first step']:>10.2f} s{f['step']:>8.3f} s{f['images/s']:>10.0f}"
+        print(f"{line}{f['memory'] / 2**20:>8.0f} MiB", flush=True)
+        write_text(RESULTS, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
