@@ -98,7 +98,11 @@ def known() -> dict[str, Any]:
 
 
 def arms() -> list[str]:
-    return ["pixels", "untrained", *(f"{kind} {m} {s}" for kind, seeds in SEEDS.items() for m in METHODS for s in range(seeds.get(m, 1)))]
+    return [
+        "pixels",
+        "untrained",
+        *(f"{kind} {m} {s}" for kind, seeds in SEEDS.items() for m in METHODS if m != "none" for s in range(seeds.get(m, 1))),
+    ]
 
 
 def write_images(data: Path, path: Path) -> None:
