@@ -87,8 +87,8 @@ def matches(found: Record, images: int = 3) -> Matched:
     offset = float(found.settings["auxiliary"]["local"].get("token_offset", 0.0))
     lead = (
         "The first two crops of an image. Above, a patch of the left crop and the nearest one of the right crop have one colour, by the boxes "
-        "that were cut; dark patches have no partner. Below, a line leads from each patch with such a partner to the patch that the network finds most similar: "
-        "solid where that is the same place, dashed where it is another."
+        "that were cut; dark patches have no partner. Below, a line leads from each patch with a partner to the patch that the network finds "
+        "most similar: solid where that is the same place, dashed where it is another."
     )
     return Matched(drawn(crops, said, [source.name(int(r)) for r in crops.index], pixels_of(found), offset), lead)
 

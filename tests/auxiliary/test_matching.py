@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from gnothi.auxiliary import matching
-from gnothi.auxiliary.matching import geometric_matches
-from gnothi.auxiliary.matching import Frame, centres, frame
+from gnothi.auxiliary.matching import Frame, centres, frame, geometric_matches
 from gnothi.contracts import SettingError
 from gnothi.randomness import expand, generator
 from gnothi.views.crops import cut
