@@ -18,6 +18,7 @@ from gnothi import distributed
 from gnothi.auxiliary import AuxiliarySpec
 from gnothi.contracts import Carry, RunError, Views
 from gnothi.models.batchnorm import SyncBatchNorm, synchronise
+from gnothi.randomness import generator
 from gnothi.training.learner import Learner
 from gnothi.training.objective import Objective
 
@@ -101,6 +102,14 @@ def normed(kind: type[nn.Module], shape: tuple[int, ...], part: slice) -> dict[s
     return {"y": y.detach(), "x": own.grad, "w": norm.weight.grad, "mean": norm.running_mean, "var": norm.running_var, "n": norm.num_batches_tracked}
 
 
+def coarse(part: slice) -> dict[str, Tensor]:
+    """The same in training mode with inputs of bf16 and all else float32, as under autocast."""
+    norm = nn.BatchNorm2d(5)
+    x = (torch.randn(B, 5, 3, 2, generator=generator(0, "coarse")) * 3 + 1).bfloat16()
+    synchronise(norm)
+    return {"y": norm(x[part]).detach(), "mean": norm.running_mean, "var": norm.running_var}
+
+
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -111,6 +120,7 @@ def worker(rank: int, folder: str) -> None:
     save_file(pieces(), f"{folder}/pieces {rank}")
     for number, (kind_, shape) in enumerate(NORMS):
         save_file(normed(kind_, shape, half), f"{folder}/norm {number} {rank}")
+    save_file(coarse(half), f"{folder}/coarse {rank}")
     try:
         toys.learner(Objective(toys.method("byol")), Poisoned(B, dtype=torch.float64, part=half), total=4).fit()
     except RunError as error:
@@ -180,6 +190,15 @@ def test_synchronised_batchnorm_equals_torch_s_on_the_whole(folder: Path, number
     for key in ("mean", "var", "n"):
         torch.testing.assert_close(first[key], whole[key], rtol=1e-10, atol=1e-12)
         assert torch.equal(first[key], second[key])
+
+
+def test_synchronised_batchnorm_takes_bf16_and_counts_in_float32(folder: Path) -> None:
+    first, second = both(folder, "coarse")
+    whole = coarse(slice(None))
+    assert first["y"].dtype == torch.bfloat16
+    torch.testing.assert_close(torch.cat([first["y"], second["y"]]), whole["y"], rtol=1e-2, atol=1e-2)
+    for key in ("mean", "var"):
+        torch.testing.assert_close(first[key], whole[key], rtol=1e-5, atol=1e-6)
 
 
 def test_one_process_alone_is_the_plain_case() -> None:

@@ -42,6 +42,10 @@ class TeacherSpec(MethodSpec):
     """And at the last; half a cosine between."""
 
 
+TINY = 16
+"""Crops of up to so many pixels take float32 on a CPU: oneDNN's bf16 gradient of a strided convolution is garbage where its input has one pixel."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Parameters with a learning rate of their own: those whose names match ``pattern``."""
@@ -258,7 +262,7 @@ class Method(nn.Module):
     ) -> Encoding:
         """One more pass of the online network (or of ``backbone``); "keep" leaves BatchNorm's running statistics alone."""
         backbone = self.backbone if backbone is None else backbone
-        half = self.autocast != torch.float32
+        half = self.autocast != torch.float32 and (images.device.type != "cpu" or images.shape[-1] > TINY)
         with batch_statistics(backbone, statistics), torch.autocast(images.device.type, self.autocast) if half else nullcontext():
             encoding = backbone(images, want, mask)
         return encoding.map(torch.Tensor.float) if half else encoding

@@ -45,7 +45,8 @@ class SyncBatchNorm(_BatchNorm):
                 x = getattr(self, name)(x)
         return x
 
-    def _synchronised(self, input: Tensor) -> Tensor:
+    def _synchronised(self, half: Tensor) -> Tensor:
+        input = half.float() if half.dtype in (torch.bfloat16, torch.float16) else half  # statistics are too fine for less
         axes = [0, *range(2, input.ndim)]
         shape = [1, -1, *[1] * (input.ndim - 2)]
         mean = _MeanOverProcesses.apply(input.mean(axes))
@@ -60,8 +61,8 @@ class SyncBatchNorm(_BatchNorm):
                     self.num_batches_tracked.add_(1)
         scale = (var + self.eps).rsqrt()
         if not self.affine:
-            return centred * scale.view(shape)
-        return centred * (scale * self.weight).view(shape) + self.bias.view(shape)
+            return (centred * scale.view(shape)).to(half.dtype)
+        return (centred * (scale * self.weight).view(shape) + self.bias.view(shape)).to(half.dtype)
 
 
 def synchronise(module: nn.Module) -> None:

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from gnothi import losses
 from gnothi.contracts import Want
-from gnothi.methods import Method
+from gnothi.methods import METHODS, Method
+from gnothi.models.backbone import BackboneSpec, build
 from gnothi.models.teacher import batch_statistics, follow, twin
+from gnothi.randomness import generator
 from gnothi.training.objective import Objective
 
 CASES = [(name, norm) for name in toys.NAMES for norm in ("none", "batch")]
@@ -31,6 +33,21 @@ def stepped(name: str, *, number: int = 3, lr: float = 0.1, norm: str = "none") 
     optimiser.step()
     objective.after_step(carries, step)
     return method, before
+
+
+# ---- bf16 ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("size", [8, 24])
+def test_backbones_alone_take_bf16_and_tiny_crops_do_not(size: int) -> None:
+    """On crops of a few pixels a bf16 convolution's gradient has been seen to be garbage."""
+    backbone, images = build(BackboneSpec(name="micro-resnet"), 3, size, 0), torch.randn(4, 3, size, size, generator=generator(0, "images"))
+    method = METHODS["simclr"][1](backbone, METHODS["simclr"][0]())
+    exact = method.encode(images, statistics="keep")
+    method.autocast = torch.bfloat16
+    coarse = method.encode(images, statistics="keep")
+    assert coarse.pooled.dtype == torch.float32 and torch.equal(coarse.pooled, exact.pooled) == (size == 8)
+    torch.testing.assert_close(coarse.pooled, exact.pooled, rtol=0.05, atol=0.02)
+    method.encode(images.requires_grad_()).pooled.sum().backward()
+    assert images.grad is not None and images.grad.isfinite().all()
 
 
 # ---- pure ---------------------------------------------------------------------------------------
