@@ -177,32 +177,3 @@ def vicreg(a: Tensor, b: Tensor, invariance: float, variance: float, covariance:
     (hinge_a, off_a), (hinge_b, off_b) = spread(a), spread(b)
     agree = share @ (a - b).square().mean(-1)
     return mass * (invariance * agree + variance * (hinge_a + hinge_b) / 2 + covariance * (off_a + off_b))
-
-
-def gram(a: Tensor, b: Tensor) -> Tensor:
-    """Distance of the cosines between the patches of an image from those of another network (DINOv3, arXiv 2508.10104, section 4).
-
-    Args:
-        a: [B, N, D] of the learner.
-        b: [B, N, E], row i the same patch as row i of ``a``.
-
-    Returns:
-        [] mean squared difference over all pairs of patches of an image.
-    """
-    own, other = (F.normalize(x, dim=-1) for x in (a, b))
-    return (own @ own.mT - other @ other.mT).square().mean()
-
-
-def misalignment(a: Tensor, b: Tensor) -> Tensor:
-    """1 - linear centred kernel alignment of the patches of an image (CKA: Kornblith et al. 2019, arXiv 1905.00414, eq. 2), the mean over images.
-
-    Args:
-        a: [B, N, D] of the learner.
-        b: [B, N, E], row i the same patch as row i of ``a``.
-
-    Returns:
-        [] in [0, 1]: 0 where the patches relate to each other alike, whatever the scale and the turn of the features.
-    """
-    own, other = ((k := x - x.mean(1, keepdim=True)) @ k.mT for x in (a, b))  # [B, N, N]
-    scale = (own.square().sum((1, 2)) * other.square().sum((1, 2)) + 1e-12).sqrt()
-    return (1 - (own * other).sum((1, 2)) / scale).mean()

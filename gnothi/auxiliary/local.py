@@ -18,10 +18,9 @@ from gnothi import distributed
 from gnothi.auxiliary import matching
 from gnothi.auxiliary.auxiliary import Auxiliary, AuxiliarySpec
 from gnothi.auxiliary.matching import Frame, geometric_matches
+from gnothi.auxiliary.patches import Partners, gram, match_patches, misalignment
 from gnothi.contracts import Carry, Encoding, Outputs, SettingError, Step, Views, Want
-from gnothi.losses import gram, misalignment
 from gnothi.methods import Method
-from gnothi.methods.method import Partners
 from gnothi.views.batches import ViewsSpec
 
 __all__ = ["Local", "LocalSpec", "geometric_matches"]
@@ -144,7 +143,7 @@ class Local(Auxiliary):
             pairs = self.crop_pairs(views)
             partners = [p for number, (v, g) in enumerate(pairs) for p in self.partners(views, online, target, v, g, number)]
             asked = online[: 1 + max(v for v, _ in pairs)]
-            values, carry = self.space.match_patches([patches(e) for e in asked], [patches(e) for e in target], partners, step)
+            values, carry = match_patches(self.space, [patches(e) for e in asked], [patches(e) for e in target], partners, step)
             terms[self.name] = torch.stack(values).sum() / len(pairs)
         return terms, carry
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from gnothi.contracts import Carry, Said, SettingError, Step
 from gnothi.distributed import gather, rank, world
 from gnothi.losses import assignment_rows, sinkhorn, weighted_mean
-from gnothi.methods.method import Method, Partners, Space, TeacherSpec, match_assignments, pick
-from gnothi.models import prototypes
+from gnothi.methods.method import Method, Space, TeacherSpec, pick
 from gnothi.models.heads import Head
 from gnothi.schedules import linear
 
@@ -85,32 +84,6 @@ class DINOSpace(Space):
     def match(self, predictions: Tensor, targets: Tensor, *, index: Tensor | None = None, weight: Tensor | None = None, step: Step) -> Tensor:
         """Cross-entropy of distributions (eq. 2)."""
         return weighted_mean(assignment_rows(predictions, pick(targets, index), self.spec.student_temperature), weight)
-
-    def match_patches(self, online: list[Tensor], target: list[Tensor], partners: list[Partners], step: Step) -> tuple[list[Tensor], Carry]:
-        """As ``Space.match_patches``; logits are never held, so that many prototypes need little memory."""
-        if self.spec.centring == "sinkhorn":  # needs the distributions of all rows at once
-            return match_assignments(self, online, target, partners, self.spec.student_temperature, step)
-        said, answered = self._projections(self.head, online), self._projections(self.slow, target)
-        sizes, t = [len(a) for a in answered], self.spec.student_temperature
-        mine, theirs = self.head.prototypes(), self.slow.prototypes()
-        norms = prototypes.lse(torch.cat(said), mine, t).split([len(s) for s in said])
-        means = prototypes.expected(torch.cat(answered), theirs, self.centre, self.temperature(step), mine).split(sizes)
-        values = []
-        for p in partners:
-            chosen = means[p.target][p.rows(target[p.target].shape[1])]  # [B x N, P]
-            rows = norms[p.crop] - (said[p.crop] * chosen).sum(-1) / t
-            values.append((rows * p.weight.flatten()).mean())
-        logits = theirs @ torch.cat(answered).detach().sum(0)  # the sum of W z is W times the sum of z
-        return values, Carry(sums={"logits": logits, "count": logits.new_tensor(float(sum(sizes)))})
-
-    def _projections(self, head: Head, tokens: list[Tensor]) -> list[Tensor]:
-        """What a head says of [B, N, D] each before the prototypes: [B x N, P] each."""
-
-        def short(features: Tensor) -> Said:
-            projection = head.project(features)
-            return Said(projection, projection)
-
-        return [s.projection for s in self.say([x.flatten(0, 1) for x in tokens], short)]
 
     def frozen(self, step: Step) -> tuple[str, ...]:
         """The last layer, at first."""

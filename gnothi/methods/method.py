@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from operator import itemgetter
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -55,25 +55,6 @@ class Group:
     """"constant" ignores warm-up and decay of the rate."""
     scale: float = 1.0
     """Times the recipe's rate."""
-
-
-@dataclass(frozen=True)
-class Partners:
-    """With which patches of a target crop the patches of a crop are to agree, image by image."""
-
-    crop: int
-    """Number of the crop that learns."""
-    target: int
-    """Number of the target crop."""
-    index: Tensor
-    """[B, N] among the patches of the target crop."""
-    weight: Tensor
-    """[B, N]."""
-
-    def rows(self, patches: int) -> Tensor:
-        """[B x N] among all patches of the target crop, of which an image has ``patches``."""
-        first = patches * torch.arange(len(self.index), device=self.index.device)
-        return (self.index + first[:, None]).flatten()
 
 
 class Space(nn.Module):
@@ -151,33 +132,6 @@ class Space(nn.Module):
         terms = [self.match(said[v].prediction, parts[g], step=step) for v, g in pairs]
         return torch.stack(terms).mean()
 
-    def match_patches(self, online: list[Tensor], target: list[Tensor], partners: list[Partners], step: Step) -> tuple[list[Tensor], Carry]:
-        """How badly patches agree with chosen patches of other crops, by the method's own rule.
-
-        Rows are patches instead of images. A target crop is compared with by itself: its patches, of all images and processes, are the candidates.
-
-        Args:
-            online: [B, N, D] tokens of every crop.
-            target: [B, N, D] of the global crops, without gradient; not used where the targets are the online projections.
-            partners: who is to agree with whom.
-            step: where training is.
-
-        Returns:
-            [] of each of ``partners``, the mean over all B x N rows of weight x loss as ``match`` has it; and what ``settle`` needs.
-        """
-        said, answered = self.speak(online, target)
-        known = [self.targets([s], step) for s in (said[: len(target)] if self.both_learn else answered)]
-        values = [
-            self.match(said[p.crop].prediction, known[p.target], index=p.rows(target[p.target].shape[1]), weight=p.weight.flatten(), step=step)
-            for p in partners
-        ]
-        return values, self.keep(answered)
-
-    def speak(self, online: list[Tensor], target: list[Tensor]) -> tuple[list[Said], list[Said]]:
-        """What the heads say of tokens, [B, N, D] each -> rows [B x N]: the online side and the target side."""
-        said = self.say([x.flatten(0, 1) for x in online])
-        return said, self.answer([x.flatten(0, 1) for x in target], said)
-
     def frozen(self, step: Step) -> tuple[str, ...]:
         """Name patterns of parameters that must not move in this step."""
         return ()
@@ -193,29 +147,9 @@ class Space(nn.Module):
             follow(self.slow, self.head, momentum)
 
 
-def match_assignments(
-    space: Space, online: list[Tensor], target: list[Tensor], partners: list[Partners], temperature: float, step: Step
-) -> tuple[list[Tensor], Carry]:
-    """As ``Space.match_patches``, where targets are distributions over prototypes: they are made once, and never copied row by row."""
-    said, answered = space.speak(online, target)
-    sizes = [len(s.prediction) for s in answered]
-    known = [t.unflatten(0, x.shape[:2]) for t, x in zip(space.targets(answered, step).split(sizes), target, strict=True)]
-    logits = [s.prediction.unflatten(0, x.shape[:2]) for s, x in zip(said, online, strict=True)]
-    norms = {v: (logits[v] / temperature).logsumexp(-1) for v in dict.fromkeys(p.crop for p in partners)}
-    values = []
-    for p in partners:
-        scores = (logits[p.crop] @ known[p.target].mT).gather(2, p.index[..., None]).squeeze(2)  # [B, N]
-        values.append(((norms[p.crop] - scores / temperature) * p.weight).mean())
-    return values, space.keep(answered)
-
-
 def pick(targets: Tensor, index: Tensor | None) -> Tensor:
     """Partners of all rows."""
     return targets if index is None else targets[index]
-
-
-def _rows(part: slice, x: Tensor) -> Tensor:
-    return x[part]
 
 
 class Method(nn.Module):
@@ -285,7 +219,7 @@ class Method(nn.Module):
             joint = self.encode(torch.cat([images[v] for v in group]), want, mask, backbone=backbone)
             for i, v in enumerate(group):
                 part = slice(i * len(images[v]), (i + 1) * len(images[v]))
-                encodings[v] = joint.map(partial(_rows, part)) if len(group) > 1 else joint
+                encodings[v] = joint.map(itemgetter(part)) if len(group) > 1 else joint
         return [encodings[v] for v in range(len(images))]
 
     def forward(self, views: Views, want: Want, step: Step) -> Outputs:

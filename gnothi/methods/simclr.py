@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from gnothi.contracts import Carry, Said, Step
+from gnothi.contracts import Said, Step
 from gnothi.distributed import gather, rank, world
 from gnothi.losses import contrast_rows, weighted_mean
-from gnothi.methods.method import Method, MethodSpec, Partners, Space
+from gnothi.methods.method import Method, MethodSpec, Space
 
 
 class SimCLRSpec(MethodSpec):
@@ -54,18 +54,6 @@ class SimCLRSpace(Space):
         rows = torch.cat([s.prediction for s in said])  # [2B, P]
         own = torch.arange(len(rows), device=rows.device)
         return self.match(rows, targets, index=own.roll(-len(said[0].projection)), exclude=own, step=step)
-
-    def match_patches(self, online: list[Tensor], target: list[Tensor], partners: list[Partners], step: Step) -> tuple[list[Tensor], Carry]:
-        """As ``Space.match_patches``; the candidates are all patches of all global crops but itself, as those of a view are all views but itself."""
-        said, _ = self.speak(online, [])
-        sizes = [len(s.projection) for s in said]
-        known = self.targets(said[: len(target)], step)
-        values = []
-        for p in partners:
-            own = torch.arange(sizes[p.crop], device=known.device) + sum(sizes[: p.crop])
-            index = p.rows(target[p.target].shape[1]) + sum(sizes[: p.target])
-            values.append(self.match(said[p.crop].prediction, known, index=index, weight=p.weight.flatten(), exclude=own, step=step))
-        return values, Carry()
 
 
 class SimCLR(Method):

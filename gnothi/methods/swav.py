@@ -11,7 +11,7 @@ from torch import Tensor
 from gnothi.contracts import Carry, Said, Step
 from gnothi.distributed import gather, rank, world
 from gnothi.losses import assignment_rows, sinkhorn, weighted_mean
-from gnothi.methods.method import Method, MethodSpec, Partners, Space, match_assignments, pick
+from gnothi.methods.method import Method, MethodSpec, Space, pick
 from gnothi.models.heads import Head
 
 
@@ -66,10 +66,6 @@ class SwAVSpace(Space):
     def match(self, predictions: Tensor, targets: Tensor, *, index: Tensor | None = None, weight: Tensor | None = None, step: Step) -> Tensor:
         """Cross-entropy of assignments (eq. 2)."""
         return weighted_mean(assignment_rows(predictions, pick(targets, index), self.spec.temperature), weight)
-
-    def match_patches(self, online: list[Tensor], target: list[Tensor], partners: list[Partners], step: Step) -> tuple[list[Tensor], Carry]:
-        """As ``Space.match_patches``; no assignment is held twice."""
-        return match_assignments(self, online, target, partners, self.spec.temperature, step)
 
     def frozen(self, step: Step) -> tuple[str, ...]:
         """The prototypes, at first."""

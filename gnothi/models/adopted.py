@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from gnothi.contracts import Encoding, SettingError, Want
-from gnothi.models.micro_resnet import POOLED
 
 
 class Adopted(nn.Module):
@@ -22,7 +21,7 @@ class Adopted(nn.Module):
         self.width = width
         self.block_widths: tuple[int, ...] = ()
 
-    def forward(self, images: Tensor, want: Want = POOLED, mask: Tensor | None = None) -> Encoding:
+    def forward(self, images: Tensor, want: Want = Want(), mask: Tensor | None = None) -> Encoding:
         """Encode crops.
 
         Args:

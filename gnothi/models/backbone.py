@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gnothi.contracts import Block, Encoding, SettingError, Spec, Want, did_you_mean
 from gnothi.models.adopted import adopt
-from gnothi.models.micro_resnet import POOLED, MicroResNet
+from gnothi.models.micro_resnet import MicroResNet
 from gnothi.models.micro_vit import MicroViT, cells
 from gnothi.models.weights import flops, initialise, parameters, weights
 from gnothi.randomness import seeded
@@ -189,7 +189,7 @@ class TimmBackbone(nn.Module):
             self.train()
         return encoding.pooled.shape[1], encoding.patches.shape[2], tuple(b.shape[1] for b in blocks)
 
-    def forward(self, images: Tensor, want: Want = POOLED, mask: Tensor | None = None) -> Encoding:
+    def forward(self, images: Tensor, want: Want = Want(), mask: Tensor | None = None) -> Encoding:
         """Encode crops.
 
         Args:

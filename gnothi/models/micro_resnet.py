@@ -7,9 +7,6 @@ from torch import Tensor, nn
 
 from gnothi.contracts import Block, Encoding, SettingError, Want
 
-POOLED = Want()
-"""Nothing but the pooled vector."""
-
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al., arXiv 1512.03385, figure 5 left)."""
@@ -57,7 +54,7 @@ class MicroResNet(nn.Module):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Tensor, want: Want = POOLED, mask: Tensor | None = None) -> Encoding:
+    def forward(self, images: Tensor, want: Want = Want(), mask: Tensor | None = None) -> Encoding:
         """Encode crops.
 
         Args:

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnothi.contracts import Block, Encoding, SettingError, Want
-from gnothi.models.micro_resnet import POOLED
 
 
 class _Attention(nn.Module):
@@ -130,7 +129,7 @@ class MicroViT(nn.Module):
         cells = cells.mT.unflatten(2, self.stored_grid)
         return torch.cat([cls, F.interpolate(cells, grid, mode="bicubic", antialias=True).flatten(2).mT], 1)
 
-    def forward(self, images: Tensor, want: Want = POOLED, mask: Tensor | None = None) -> Encoding:
+    def forward(self, images: Tensor, want: Want = Want(), mask: Tensor | None = None) -> Encoding:
         """Encode crops.
 
         Args:

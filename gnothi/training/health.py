@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from gnothi.contracts import Step
+from gnothi.contracts import Step, Views
 from gnothi.methods import Method
+from gnothi.training.objective import Objective
 
 
 def spread(vectors: Tensor) -> float:
@@ -62,9 +64,7 @@ def measure(method: Method, sample: Tensor, step: Step) -> dict[str, float]:
         ``feature_std`` and ``rankme`` (spread and effective rank of features); ``std`` and ``projection_rankme`` (of projections, of unit length)
         where there is a method, and ``teacher_entropy`` and ``mean_entropy`` where there are prototypes.
     """
-    modes = [(m, m.training) for m in method.modules()]
-    method.eval()
-    try:
+    with evaluating(method):
         pooled = method.backbone(sample).pooled
         said = method.space.say([pooled])
         values = {"feature_std": spread(pooled), "rankme": rankme(pooled)}
@@ -76,6 +76,23 @@ def measure(method: Method, sample: Tensor, step: Step) -> dict[str, float]:
             targets = method.space.targets(method.space.answer([slow], said), step)
             values["teacher_entropy"], values["mean_entropy"] = entropies(targets)
         return values
+
+
+@torch.no_grad()
+def diagnose(objective: Objective, views: Views, step: Step) -> dict[str, float]:
+    """What auxiliaries measure on a batch, by their names, in evaluation mode; nothing moves."""
+    with evaluating(objective):
+        found = {name: auxiliary.diagnose(objective.method, views, step) for name, auxiliary in objective.auxiliaries.items()}
+    return {f"{name}_{key}": value for name, values in found.items() for key, value in values.items()}
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then every part is back in its own."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
     finally:
         for m, training in modes:
             m.training = training

@@ -62,7 +62,7 @@ class Learner:
         self.journal = Journal(folder, per_epoch, sinks)
         if spec.channels_last:
             objective.to(memory_format=torch.channels_last)
-        self.optimiser = optimisers.build(optimiser, objective, objective.groups())
+        self.optimiser = optimisers.build(optimiser, objective, objective.method.groups())
         self.module: Any = parallel.wrap(objective, spec.compile)
         self.warm_up = to_steps(optimiser.warm_up, per_epoch, total, setting="optimiser.warm_up") / total
         every = {k: getattr(spec, k) for k in ("log_every", "health_every", "evaluate_every", "checkpoint_every")}
@@ -107,7 +107,7 @@ class Learner:
         if self._marked("log_every"):
             self._log(step, rates, len(views.index) * distributed.world())
         if self._marked("health_every") and self.sample is not None:
-            values = health.measure(self.objective.method, self.sample, step) | self.objective.diagnose(views, step)
+            values = health.measure(self.objective.method, self.sample, step) | health.diagnose(self.objective, views, step)
             self.journal.refuse(values, self.number)
             self.journal.write("health", self.number, self.seconds, values)
         if self._marked("evaluate_every") and self.evaluate is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gnothi.auxiliary import Auxiliary
 from gnothi.contracts import Carry, Step, Views, Want
 from gnothi.distributed import rank, world
-from gnothi.methods import Group, Method
+from gnothi.methods import Method
 from gnothi.models.heads import Head
 
 
@@ -72,22 +72,6 @@ class Objective(nn.Module):
             if self.begun(name, step):
                 weights |= auxiliary.weights(step)
         return weights
-
-    @torch.no_grad()
-    def diagnose(self, views: Views, step: Step) -> dict[str, float]:
-        """What auxiliaries measure on a batch, by their names, in evaluation mode; nothing moves."""
-        modes = [(m, m.training) for m in self.modules()]
-        self.eval()
-        try:
-            found = {name: auxiliary.diagnose(self.method, views, step) for name, auxiliary in self.auxiliaries.items()}
-        finally:
-            for m, training in modes:
-                m.training = training
-        return {f"{name}_{key}": value for name, values in found.items() for key, value in values.items()}
-
-    def groups(self) -> tuple[Group, ...]:
-        """Parameters with a rate of their own."""
-        return self.method.groups()
 
     def frozen(self, step: Step) -> list[nn.Parameter]:
         """Parameters that must not move in this step."""

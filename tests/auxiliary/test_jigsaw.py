@@ -19,6 +19,7 @@ from gnothi.methods.none import NoMethod, NoneSpec
 from gnothi.models.backbone import BackboneSpec, build
 from gnothi.randomness import generator, seeded
 from gnothi.recipes.views import named
+from gnothi.training.health import diagnose
 from gnothi.training.objective import Objective
 
 SMALL: dict[str, Any] = {"grid": 2, "image": 22, "tile": 8, "jitter": 2, "channel_shift": 1, "permutations": 6, "hidden": 5, "norm": "layer"}
@@ -263,7 +264,7 @@ def test_a_process_sees_the_other_images_of_all_processes(rank, monkeypatch):
 def test_before_its_start_no_puzzle_is_cut():
     objective = beside(start=0.9)
     assert "jigsaw tiles" not in objective.draw(given(), step()).drawn
-    assert objective.diagnose(objective.draw(given(), step()), step()) == {}
+    assert diagnose(objective, objective.draw(given(), step()), step()) == {}
     assert objective(objective.draw(given(), step()), step())[1].keys() == {"simclr"}
 
 
@@ -285,7 +286,7 @@ def test_puzzles_of_coloured_quarters_are_solved():
     run.fit()
     last = objective(objective.draw(feed(99), step(99, 100)), step(99, 100))[1]["jigsaw"]
     assert last < 0.2 * math.log(4)
-    found = objective.diagnose(objective.draw(feed(98), step(98, 100)), step(98, 100))
+    found = diagnose(objective, objective.draw(feed(98), step(98, 100)), step(98, 100))
     assert found["jigsaw_accuracy"] > 0.9 and found["jigsaw_chance"] == 0.25
 
 

@@ -17,16 +17,17 @@ from oracles import dot, mean, plain
 from torch import Tensor, nn
 from toys import MULTI_CROP, NAMES, TEACHERS, Feed, learner, method, parameters, same, step, views
 
-from gnothi import losses, pretrain
+from gnothi import pretrain
 from gnothi.auxiliary import matching
 from gnothi.auxiliary.local import Local, LocalSpec
+from gnothi.auxiliary.patches import Partners, gram, match_patches, misalignment, speak
 from gnothi.contracts import Carry, Encoding, SettingError, Views, Want
 from gnothi.methods import Space
-from gnothi.methods.method import Partners
 from gnothi.models import prototypes
 from gnothi.randomness import generator, seeded
 from gnothi.recipes.resolve import resolve
 from gnothi.training import checkpoint
+from gnothi.training.health import diagnose
 from gnothi.training.objective import Objective
 
 MATCHES = ("geometric", "similarity", "both", "gated", "blend", "random")
@@ -287,15 +288,17 @@ class Listening(Space):
         nn.Module.__init__(self)
         self.heard: list[tuple[int, int]] = []
 
-    def match_patches(self, online, target, partners, step):
-        for p in partners:
-            mine, theirs = online[p.crop], target[p.target]
-            chosen = theirs.gather(1, p.index[..., None].expand(-1, -1, 3))
-            assert torch.equal(mine[..., 1], chosen[..., 1])  # the same image
-            assert torch.equal(chosen[..., 2].long(), p.index)
-            self.heard.append((int(mine[0, 0, 0]), int(theirs[0, 0, 0])))
-            assert (mine[..., 0] == mine[0, 0, 0]).all() and (theirs[..., 0] == theirs[0, 0, 0]).all()
-        return [torch.zeros(()) for _ in partners], Carry()
+
+@match_patches.register
+def _(space: Listening, online, target, partners, step):
+    for p in partners:
+        mine, theirs = online[p.crop], target[p.target]
+        chosen = theirs.gather(1, p.index[..., None].expand(-1, -1, 3))
+        assert torch.equal(mine[..., 1], chosen[..., 1])  # the same image
+        assert torch.equal(chosen[..., 2].long(), p.index)
+        space.heard.append((int(mine[0, 0, 0]), int(theirs[0, 0, 0])))
+        assert (mine[..., 0] == mine[0, 0, 0]).all() and (theirs[..., 0] == theirs[0, 0, 0]).all()
+    return [torch.zeros(()) for _ in partners], Carry()
 
 
 @pytest.mark.parametrize("sizes", [[], [8], [8] * 8, [8, 12]])
@@ -350,16 +353,16 @@ def test_the_form_that_copies_no_targets_equals_the_plain_one(name, chunk, monke
         for v, t in ((1, 0), (0, 1), (2, 0), (2, 1))
     ]
     found = []
-    for form in (space.match_patches, lambda *a: Space.match_patches(space, *a)):
+    for form in (match_patches, match_patches.dispatch(Space)):
         if name == "sinkhorn" and found:  # the plain form assigns crop by crop
-            said, answered = space.speak(tokens, target)
+            said, answered = speak(space, tokens, target)
             known = space.targets(answered, step()).split(48)
             values = [
                 space.match(said[p.crop].prediction, known[p.target], index=p.rows(16), weight=p.weight.flatten(), step=step()) for p in partners
             ]
             carry = space.keep(answered)
         else:
-            values, carry = form(tokens, target, partners, step())
+            values, carry = form(space, tokens, target, partners, step())
         wanted = [*tokens, *(p for p in space.head.parameters())]
         grads = torch.autograd.grad(sum((k + 1) * v for k, v in enumerate(values)), wanted)
         found.append((values, carry.sums, grads))
@@ -495,8 +498,8 @@ def test_relations_compare_student_and_teacher_on_the_same_crop():
 def test_alignment_is_blind_to_scale_and_turns_and_gram_is_to_scale():
     x = torch.randn(2, 9, 6, generator=generator(0, "x"), dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(6, 6, generator=generator(1, "x"), dtype=torch.float64)).Q
-    assert losses.misalignment(x, 3 * x @ turn + 1).abs() < 1e-10 and losses.gram(x, x @ turn * torch.rand(2, 9, 1).double()) < 1e-20
-    assert losses.misalignment(x, x.roll(1, 1)) > 0.1 and losses.misalignment(x, torch.ones_like(x)).isfinite()
+    assert misalignment(x, 3 * x @ turn + 1).abs() < 1e-10 and gram(x, x @ turn * torch.rand(2, 9, 1).double()) < 1e-20
+    assert misalignment(x, x.roll(1, 1)) > 0.1 and misalignment(x, torch.ones_like(x)).isfinite()
 
 
 # ---- the run ------------------------------------------------------------------------------------
@@ -557,7 +560,7 @@ def test_half_precision_in_the_networks_leaves_the_comparison_exact():
 # ---- diagnostics --------------------------------------------------------------------------------
 def test_diagnostics_count_what_similarity_finds_where_geometry_says():
     objective, given = beside("dino"), crops("dino", 6)
-    found = objective.diagnose(given, step())
+    found = diagnose(objective, given, step())
     base, grid, total, valid, right, different = objective.method, (4, 4), 0, 0, 0, 0
     for v, g in ((0, 1), (1, 0)):
         online, target = base.backbone(given.images[v], Want(patches=True)), base.slow(given.images[g], Want(patches=True))
@@ -592,7 +595,7 @@ def test_tokens_that_tell_their_place_can_be_decoded_and_noise_cannot():
 def test_measuring_moves_nothing():
     objective = beside("dino", backbone=toys.NormedBackbone, spec={"norm": "batch"})
     before, random = parameters(objective), torch.get_rng_state()
-    objective.diagnose(crops("dino"), step())
+    diagnose(objective, crops("dino"), step())
     assert same(before, parameters(objective)) and torch.equal(random, torch.get_rng_state()) and objective.method.training
 
 
@@ -654,8 +657,8 @@ def test_patches_learn_to_find_their_place(name):
         base = method(name, momentum=0.9) if name in TEACHERS else method(name)
         objective = Objective(base, {"local": Local(base, LocalSpec(weight=1.0, view_weight=0.0))}).float()
     feed = Overlapping()
-    before = objective.diagnose(feed(10_000), step())["local_precision"]
+    before = diagnose(objective, feed(10_000), step())["local_precision"]
     run = learner(objective, feed, total=60, optimiser={"name": "adamw", "lr": 0.01}, training={"log_every": "60 steps"})
     run.fit()
-    after = objective.diagnose(feed(10_000), step())["local_precision"]
+    after = diagnose(objective, feed(10_000), step())["local_precision"]
     assert after > before + 0.05

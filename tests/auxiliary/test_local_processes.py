@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gnothi import distributed
 from gnothi.contracts import Views
+from gnothi.training.health import diagnose
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
@@ -38,7 +39,7 @@ def run(name: str, settings: dict, part: slice) -> dict[str, Tensor]:
     made = beside(name, backbone=backbone, gram=0.5 * (name in toys.TEACHERS), **settings)
     learner = toys.learner(made, Near(B, int(name in toys.MULTI_CROP), torch.float64, part), total=3, training={"clip": 0.5})
     learner.fit()
-    measured = made.diagnose(made.draw(learner.batches(7), toys.step()), toys.step())
+    measured = diagnose(made, made.draw(learner.batches(7), toys.step()), toys.step())
     state = {k: v.contiguous() for k, v in made.state_dict().items()}
     return state | {k: torch.tensor(v, dtype=torch.float64) for k, v in measured.items()}
 
