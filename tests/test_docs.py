@@ -57,6 +57,12 @@ def parsed(line: str) -> tuple[click.Command, click.Context, list[str]]:
     return command, context, words
 
 
+def test_one_method_reads_in_at_most_13_files_and_1900_lines() -> None:
+    found = re.search(r"(\d+) files and ([\d,]+) lines: contracts", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert found is not None
+    assert int(found[1]) <= 13 and int(found[2].replace(",", "")) <= 1900
+
+
 def test_generated_parts_of_the_documents_are_current() -> None:
     done = subprocess.run([sys.executable, "docs/write.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"run `python docs/write.py`: {done.stdout}{done.stderr}"

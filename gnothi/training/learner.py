@@ -67,8 +67,7 @@ class Learner:
         self.warm_up = to_steps(optimiser.warm_up, per_epoch, total, setting="optimiser.warm_up") / total
         every = {k: getattr(spec, k) for k in ("log_every", "health_every", "evaluate_every", "checkpoint_every")}
         self.every = {k: max(1, to_steps(v, per_epoch, total, setting=f"training.{k}")) for k, v in every.items()}
-        self.number = 0
-        self.seconds = 0.0
+        self.number, self.seconds = 0, 0.0
 
     def fit(self) -> None:
         """Train to the last step.
