@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fcntl
 import json
+import math
 import os
 import platform
 import resource
@@ -351,7 +352,9 @@ def plan(resolved: Resolved, steps: int = 6) -> dict[str, Any]:
     encoder.encode(images)
     an_image = (time.monotonic() - began) / HEALTH_SAMPLE
     along = Along(resolved)
-    looks = 20 * HEALTH_SAMPLE + (10 * (len(along.train) + len(along.test)) if len(along.test) else 0)
+    times_of = {name: math.ceil(resolved.total / every) for name, every in learner.every.items()}
+    looks = times_of["health_every"] * HEALTH_SAMPLE
+    looks += times_of["evaluate_every"] * (len(along.train) + len(along.test)) if len(along.test) else 0
     crops = () if s.method.name == "none" else (*resolved.views.global_crops, *resolved.views.local_crops)
     sizes = [c.size for c in crops] + [size for a in objective.auxiliaries.values() for size in a.passes(resolved.views)]
     forward = sum(n * backbones.flops(objective.method.backbone, resolved.source.channels, size) for size, n in Counter(sizes).items())
