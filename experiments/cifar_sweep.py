@@ -38,12 +38,17 @@ NOW: dict[str, dict[str, Any]] = {
 }
 """What the rules said when the sweep began; also batch 128, SGD, 10 % of warm-up and a decay of 5e-4. The first arm of each method."""
 TRIED: dict[str, list[dict[str, Any]]] = {
-    "simclr": [{"training.batch": 64}, {"views.area": [0.2, 1.0]}],
     "byol": [{"method.momentum": 0.9}, {"optimiser.lr": 0.24}],
-    "dino": [{"method.momentum": 0.9}, {"optimiser.lr": 0.12}],
+    "simclr": [
+        {"auxiliary.rotation.weight": 0.4, "auxiliary.rotation.views": [0], "auxiliary.rotation.reduction": "mean"},
+        {"training.batch": 64},
+        {"training.precision": "fp32"},
+        {"views.area": [0.2, 1.0]},
+    ],
+    "swav": [{"views.recipe": "swav", "views.local": 4}, {"optimiser.lr": 0.24}],
+    "dino": [{"views.recipe": "dino", "views.local": 4}, {"method.momentum": 0.9}, {"optimiser.lr": 0.12}],
     "moco": [{"method.momentum": 0.9}],
     "simsiam": [{"optimiser.lr": 0.12}],
-    "swav": [{"optimiser.lr": 0.24}],
     "barlow": [{"optimiser.lr": 0.06}],
     "vicreg": [{"optimiser.lr": 0.06}],
 }
@@ -98,7 +103,7 @@ def main() -> None:
         write_split(given.data, images)
         always = {"training.epochs": 20, "training.precision": "bf16"}
         for changes in range(1 + max(map(len, TRIED.values()))):
-            for method in given.methods or NOW:
+            for method in given.methods or (NOW if not changes else TRIED):
                 for change in [{}, *TRIED[method]][changes : changes + 1]:
                     run(images, method, {**always, **NOW[method], **change}, given.threads)
 
