@@ -1,0 +1,5 @@
+"""Several encoders, one representation: combiners in closed form and by descent, and the folder of a fitted one, which is an encoder."""
+
+from gnothi.ensemble.combine import COMBINERS, Ensemble, fit
+
+__all__ = ["COMBINERS", "Ensemble", "fit"]
