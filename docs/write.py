@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import tables
 from click.testing import CliRunner
 
 from gnothi.auxiliary import AUXILIARIES
@@ -24,39 +25,6 @@ from gnothi.recipes.spec import names
 from gnothi.recipes.views import VIEWS
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "experiments" / "results"
-
-
-def results(name: str) -> list[dict]:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def interval(row: dict | None) -> str:
-    return "" if row is None else f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-
-
-def demo() -> str:
-    rows = results("demo")
-    lines = ["| encoder | k-NN | linear |", "|---|---|---|"]
-    for encoder in dict.fromkeys(r["encoder"] for r in rows):
-        of = {r["metric"]: r for r in rows if r["encoder"] == encoder}
-        lines.append(f"| {encoder} | {interval(of.get('knn'))} | {interval(of.get('linear'))} |")
-    return "\n".join([*lines, "", f"n = {rows[0]['n']} test tiles, 95 % intervals, one seed, last epoch."])
-
-
-def photos_methods() -> str:
-    rows = results("photos_methods")
-    encoders = list(dict.fromkeys(r["encoder"] for r in rows))
-    lines = ["| encoder | k-NN | linear | training |", "|---|---|---|---|"]
-    for encoder in encoders:
-        of = {r["metric"]: r for r in rows if r["encoder"] == encoder and r["seeds"] == [0]}
-        seconds = of["knn"].get("seconds")
-        trained = f"{seconds:.0f} s, {of['knn']['verdict']}" if seconds and encoder in METHODS else ""
-        lines.append(f"| {encoder} | {interval(of.get('knn'))} | {interval(of.get('linear'))} | {trained} |")
-    n = rows[0]["n"] if rows else 0
-    about = f"n = {n} test tiles of 16 photographs, 95 % intervals, seed 0, last epoch."
-    return "\n".join([*lines, "", about])
 
 
 def settings() -> str:
@@ -119,7 +87,7 @@ def reading() -> str:
     return f"{len(counts)} files and {sum(counts.values()):,} lines: " + ", ".join(f"{k} ({v})" for k, v in counts.items()) + "."
 
 
-WRITERS: dict[str, Callable[[], str]] = {f.__name__: f for f in (demo, photos_methods, settings, recipes, view_recipes, verbs, files, reading)}
+WRITERS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*tables.TABLES, settings, recipes, view_recipes, verbs, files, reading)}
 
 
 def written(text: str) -> str:

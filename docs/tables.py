@@ -1,0 +1,124 @@
+"""Tables of the documents, from the results that experiments and benchmarks left."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from gnothi.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+
+
+def results(name: str, folder: str = "experiments") -> Any:
+    path = ROOT / folder / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def interval(row: dict | None) -> str:
+    return "" if row is None else f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+
+
+def demo() -> str:
+    rows = results("demo")
+    lines = ["| encoder | k-NN | linear |", "|---|---|---|"]
+    for encoder in dict.fromkeys(r["encoder"] for r in rows):
+        of = {r["metric"]: r for r in rows if r["encoder"] == encoder}
+        lines.append(f"| {encoder} | {interval(of.get('knn'))} | {interval(of.get('linear'))} |")
+    return "\n".join([*lines, "", f"n = {rows[0]['n']} test tiles, 95 % intervals, one seed, last epoch."])
+
+
+def photos_methods() -> str:
+    rows = results("photos_methods") or []
+    encoders = list(dict.fromkeys(r["encoder"] for r in rows))
+    lines = ["| encoder | k-NN | linear | training |", "|---|---|---|---|"]
+    for encoder in encoders:
+        of = {r["metric"]: r for r in rows if r["encoder"] == encoder and r["seeds"] == [0]}
+        seconds = of["knn"].get("seconds")
+        trained = f"{seconds:.0f} s, {of['knn']['verdict']}" if seconds and encoder in METHODS else ""
+        lines.append(f"| {encoder} | {interval(of.get('knn'))} | {interval(of.get('linear'))} | {trained} |")
+    n = rows[0]["n"] if rows else 0
+    about = f"n = {n} test tiles of 16 photographs, 95 % intervals, seed 0, last epoch."
+    return "\n".join([*lines, "", about])
+
+
+# ---- CIFAR-10 ------------------------------------------------------------------------------------
+def cifar() -> str:
+    """Ours beside lightly's at equal epochs, and ours in lightly's time."""
+    rows = results("cifar_methods")
+    lines = [
+        "| method | gnothi | lightly's recipe | difference | gnothi in lightly's time | seconds (gnothi, lightly) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in (m for m in METHODS if m != "none"):
+        ours, theirs, timed = (_seeds(rows, kind, method) for kind in ("gnothi", "lightly", "time"))
+        if ours or theirs:
+            less = f"{_mean(ours) - _mean(theirs):+.3f}" if ours and theirs else ""
+            seconds = ", ".join(f"{statistics.fmean(r['seconds'] for r in part):.0f}" for part in (ours, theirs) if part)
+            lines.append(f"| {method} | {_said(ours)} | {_said(theirs)} | {less} | {_said(timed)} | {seconds} |")
+    lines += [f"| {name} | {interval(rows[name])} | | | | |" for name in ("pixels", "untrained") if name in rows]
+    return "\n".join(lines) if rows else "Not run yet."
+
+
+def _seeds(rows: dict[str, Any], kind: str, method: str) -> list[dict[str, Any]]:
+    return [row for arm, row in rows.items() if arm.split()[:2] == [kind, method]]
+
+
+def _mean(rows: list[dict[str, Any]]) -> float:
+    return statistics.fmean(r["value"] for r in rows)
+
+
+def _said(rows: list[dict[str, Any]]) -> str:
+    """One seed with its interval over test images; several with a t-interval over seeds."""
+    if len(rows) < 2:
+        return interval(rows[0]) if rows else ""
+    values = [r["value"] for r in rows]
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{_mean(rows):.3f} ({_mean(rows) - half:.3f} to {_mean(rows) + half:.3f}; {len(rows)} seeds)"
+
+
+def cifar_sweep() -> str:
+    """Arms of full length, method by method: what differs from the method's first."""
+    rows = [r for r in results("cifar_sweep").values() if r["settings"]["training.epochs"] == 20]
+    lines = ["| method | changed | k-NN | seconds | verdict |", "|---|---|---|---|---|"]
+    for method in METHODS:
+        of = [r for r in rows if r["method"] == method]
+        for r in of:
+            changed = {k: v for k, v in r["settings"].items() if of[0]["settings"].get(k) != v}
+            words = ", ".join(f"`{k}={json.dumps(v)}`" for k, v in changed.items())
+            lines.append(f"| {method} | {words or 'the rules of then'} | {interval(r)} | {r['seconds']:.0f} | {r['verdict']} |")
+    return "\n".join(lines)
+
+
+# ---- speed ---------------------------------------------------------------------------------------
+def step() -> str:
+    rows = results("step", "benchmarks")
+    lines = ["| case | precision | images/s | bare / real | views | forward | backward | memory |", "|---|---|---|---|---|---|---|---|"]
+    for name, r in rows.items():
+        shares = " | ".join(f"{r[k] / r['real']:.2f}" if k in r else "" for k in ("views", "forward", "backward"))
+        about = f"| {name} | {r.get('precision') or ''} | {r['batch'] / r['real']:.0f} | {r['bare'] / r['real']:.3f}"
+        lines.append(f"{about} | {shares} | {r['memory'] / 2**20:.0f} MiB |")
+    return "\n".join(lines) if rows else "Not run yet."
+
+
+def search() -> str:
+    rows = results("search", "benchmarks")
+    return "\n".join(["| measure | value |", "|---|---|", *(f"| {k} | {v:g} |" for k, v in rows.items())]) if rows else "Not run yet."
+
+
+def growth() -> str:
+    rows = results("growth", "benchmarks")
+    lines = ["| grows | images | crops | batch | until the first step | step | images/s | memory |", "|---|---|---|---|---|---|---|---|"]
+    for r in rows:
+        crops, batch = 2 + r.get("local", 0), r.get("batch", 128)
+        about = f"| {r['grows']} | {r['n']:,} | {crops} | {batch} | {r['first step']:.1f} s | {r['step']:.3f} s | {r['images/s']:.0f} |"
+        lines.append(f"{about} {r['memory'] / 2**20:.0f} MiB |")
+    return "\n".join(lines) if rows else "Not run yet."
+
+
+TABLES: tuple[Callable[[], str], ...] = (demo, photos_methods, cifar, cifar_sweep, step, search, growth)
