@@ -101,7 +101,7 @@ def arms() -> list[str]:
     return [
         "pixels",
         "untrained",
-        *(f"{kind} {m} {s}" for kind, seeds in SEEDS.items() for m in METHODS if m != "none" for s in range(seeds.get(m, 1))),
+        *(f"{kind} {m} {s}" for kind, seeds in SEEDS.items() for m, (_, of) in METHODS.items() if of.compares for s in range(seeds.get(m, 1))),
     ]
 
 

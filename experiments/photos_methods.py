@@ -44,7 +44,7 @@ def main() -> None:
         if missing(name, 0):
             keep(measured(name, name, 0))
     for seed in range(seeds):
-        for method in (m for m in METHODS if m != "none"):
+        for method in (m for m, (_, kind) in METHODS.items() if kind.compares):
             if missing(method, seed):
                 with tempfile.TemporaryDirectory() as folder:
                     run = train("photos", out=Path(folder) / "run", settings={"method": {"name": method}, "seed": seed})

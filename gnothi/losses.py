@@ -177,3 +177,53 @@ def vicreg(a: Tensor, b: Tensor, invariance: float, variance: float, covariance:
     (hinge_a, off_a), (hinge_b, off_b) = spread(a), spread(b)
     agree = share @ (a - b).square().mean(-1)
     return mass * (invariance * agree + variance * (hinge_a + hinge_b) / 2 + covariance * (off_a + off_b))
+
+
+# ---- students ------------------------------------------------------------------------------------
+def class_rows(logits: Tensor, index: Tensor, share: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with few classes of many.
+
+    Args:
+        logits: [N, K].
+        index: [N, m] classes.
+        share: [N, m] what each is worth; rows sum to 1, or to 0 where nothing is known and nothing comes out.
+        smoothing: part of the target that all classes share alike.
+
+    Returns:
+        [N] in nats; log K where the logits are alike.
+    """
+    said = F.log_softmax(logits, dim=1)  # [N, K]
+    told = -(said.gather(1, index) * share).sum(1)
+    return told if smoothing == 0 else (1 - smoothing) * told - smoothing * share.sum(1) * said.mean(1)
+
+
+def regression(students: Tensor, teachers: Tensor) -> Tensor:
+    """Mean squared distance of unit vectors (SimReg, arXiv 2201.05131): 2 - 2 cos, in [0, 4]. [N, D], [N, D] -> []."""
+    return 2 - 2 * cosine_rows(students, teachers).mean()
+
+
+def similarity_divergence(
+    students: Tensor, teachers: Tensor, anchors: Tensor, student_temperature: float, teacher_temperature: float, own: bool = False
+) -> tuple[Tensor, Tensor]:
+    """How differently student and teacher see their likeness to anchors (CompRess, arXiv 2010.14713; with ``own``, SEED, arXiv 2101.04731).
+
+    Args:
+        students: [N, D], any scale; only they take gradient.
+        teachers: [N, D].
+        anchors: [K, D] vectors of the teacher.
+        student_temperature: positive, of the student's softmax.
+        teacher_temperature: positive, of the teacher's.
+        own: the teacher's own vector of the image is one more anchor.
+
+    Returns:
+        KL(teacher || student) and the cross-entropy, means over rows, in nats; they differ by the teacher's entropy, without gradient.
+    """
+    s, t, a = F.normalize(students, dim=1), F.normalize(teachers.detach(), dim=1), F.normalize(anchors.detach(), dim=1)
+    said, told = s @ a.T, t @ a.T  # [N, K]
+    if own:
+        said, told = torch.cat([(s * t).sum(1, keepdim=True), said], 1), torch.cat([(t * t).sum(1, keepdim=True), told], 1)
+    log_p, log_q = (told / teacher_temperature).log_softmax(1), (said / student_temperature).log_softmax(1)
+    p = log_p.exp()
+    entropy = -(p * log_p.nan_to_num(neginf=0.0)).sum(1)
+    cross = -(p * log_q).sum(1)
+    return (cross - entropy).mean(), cross.mean()

@@ -26,6 +26,7 @@ import gnothi
 from gnothi import distributed
 from gnothi.auxiliary import AUXILIARIES
 from gnothi.contracts import DataError, SettingError, Source, Step
+from gnothi.data import Subset
 from gnothi.encoders import load as load_encoder
 from gnothi.encoders.inputs import centre
 from gnothi.encoders.network import TEACHER_FIRST, NetworkEncoder
@@ -56,7 +57,8 @@ def build(resolved: Resolved, init: str | None = None) -> Objective:
     if init is not None:
         backbones.initialise(network, _weights(init))
     with seeded(s.seed, "init", 1):
-        method = METHODS[s.method.name][1](network, s.method)  # type: ignore[arg-type]  # NoneSpec, which only none meets
+        method = METHODS[s.method.name][1](network, s.method)  # type: ignore[arg-type]  # specs that are no MethodSpec, which only their own meet
+        method.meet(resolved.kept)
     auxiliaries = {}
     for i, (name, settings) in enumerate(s.auxiliary.items()):
         if settings.weight > 0:
@@ -88,6 +90,7 @@ def batches(resolved: Resolved, objective: Objective) -> Batches:
         extra={n: own for n, a in objective.auxiliaries.items() if (own := a.crops(resolved.views))},
         broken_fraction=s.data.broken_fraction,
         channels_last=s.training.channels_last,
+        order=objective.method.order(len(resolved.kept), s.training.batch or 0, s.seed),
     )
 
 
@@ -113,7 +116,7 @@ def _sample(resolved: Resolved) -> Tensor:
 
 
 class Along:
-    """k-NN along the way: images held out ask, images of training answer."""
+    """Measures along the way: what the method says of images held out, and k-NN, where images of training answer those."""
 
     def __init__(self, resolved: Resolved) -> None:
         self.resolved, self.source = resolved, resolved.source
@@ -121,6 +124,7 @@ class Along:
         train = np.setdiff1d(np.arange(n), resolved.held)
         self.train = self._labelled(train, KNN_TRAIN, seed)
         self.test = self._labelled(resolved.held, KNN_TEST, seed)
+        self.held = resolved.held[torch.randperm(len(resolved.held), generator=generator(seed, "judged along")).numpy()[:KNN_TEST]]
 
     def _labelled(self, rows: np.ndarray, most: int, seed: int) -> np.ndarray:
         labels = self.source.labels
@@ -128,15 +132,35 @@ class Along:
         return rows[torch.randperm(len(rows), generator=generator(seed, "knn along")).numpy()[:most]]
 
     def __call__(self, method: nn.Module, step: Step) -> list[dict[str, Any]]:
-        """Lines of metrics; none where no labelled image is held out."""
-        labels = self.source.labels
-        if labels is None or distributed.rank() or not len(self.test):
+        """Lines of metrics; none where no image is held out."""
+        if distributed.rank() or not len(self.held):
             return []
         encoder = live_encoder(self.resolved, method)
+        return self._judged(method, encoder) + self._knn(encoder)
+
+    def _judged(self, method: Any, encoder: NetworkEncoder) -> list[dict[str, Any]]:
+        if not method.judges:
+            return []
+        vectors = encoder.embed_source(self.source, self.held)
+        whole = np.isfinite(vectors).all(1)
+        judged = method.judge(torch.from_numpy(vectors[whole]), Subset(self.source, self.held[whole]))
+        return [_line(name, values) for name, values in judged.items() if len(values)]
+
+    def _knn(self, encoder: NetworkEncoder) -> list[dict[str, Any]]:
+        labels = self.source.labels
+        if labels is None or not len(self.test):
+            return []
         train, test = encoder.embed_source(self.source, self.train), encoder.embed_source(self.source, self.test)
         whole, asked = np.isfinite(train).all(1), np.isfinite(test).all(1)
         result = knn(train[whole], labels[self.train][whole], test[asked], labels[self.test][asked], k=20, temperature=0.07)
         return [{"metric": "knn", "value": result.value, "low": result.low, "high": result.high, "n": result.n, "protocol": result.protocol}]
+
+
+def _line(name: str, values: Tensor) -> dict[str, Any]:
+    """A measure of single images as a line of metrics: their mean, and 1.96 standard errors around it."""
+    mean, half = float(values.mean()), 1.96 * float(values.std(correction=0)) / len(values) ** 0.5
+    about = "mean over images held out, 95 % by their spread"
+    return {"metric": name, "value": mean, "low": mean - half, "high": mean + half, "n": len(values), "protocol": about}
 
 
 # ---- running ------------------------------------------------------------------------------------

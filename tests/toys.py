@@ -18,7 +18,7 @@ from gnothi.training.objective import Objective
 from gnothi.training.optimisers import OptimiserSpec
 from gnothi.training.spec import TrainingSpec
 
-NAMES = tuple(name for name in METHODS if name != "none")
+NAMES = tuple(name for name, (_, kind) in METHODS.items() if kind.compares)
 MULTI_CROP = tuple(name for name in NAMES if METHODS[name][1].multi_crop)
 TEACHERS = ("moco", "byol", "dino")
 SMALL: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gnothi import distributed
 from gnothi.auxiliary.auxiliary import Auxiliary, AuxiliarySpec
 from gnothi.contracts import Carry, Outputs, SettingError, Step, Views
-from gnothi.methods import Method
+from gnothi.methods import METHODS, Method
 from gnothi.models.teacher import Statistics, batch_statistics
 from gnothi.views.batches import ViewsSpec
 from gnothi.views.crops import CropSpec
@@ -100,8 +100,8 @@ class RotationSpec(AuxiliarySpec):
         idle = [k for k in (("views",) if essl else ("crop_size", "crop_area")) if getattr(self, k) is not None]
         if idle:
             raise SettingError(f"auxiliary.rotation.{idle[0]} means nothing with auxiliary.rotation.form={self.form}; leave it out")
-        if self.on == "projector" and method == "none":
-            raise SettingError('auxiliary.rotation.on must be "backbone" for method none, which has no projector')
+        if self.on == "projector" and not METHODS[method][1].compares:
+            raise SettingError(f'auxiliary.rotation.on must be "backbone" for method {method}, which has no projector')
         rules: dict[str, Any] = {
             "copies": "all" if essl or method == "none" else "one",
             "norm": "layer" if essl else "batch",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
 
-from gnothi.contracts import Carry, Outputs, Said, Spec, Step, Views, Want
-from gnothi.methods.method import Method, Space
+from gnothi.contracts import Carry, Outputs, Spec, Step, Views, Want
+from gnothi.methods.method import Method, NoSpace
 
 
 class NoneSpec(Spec):
@@ -17,25 +16,10 @@ class NoneSpec(Spec):
     name: Literal["none"] = "none"
 
 
-class NoSpace(Space):
-    """Nothing is compared, so nothing is said."""
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-        self.slow = None
-
-    def momentum(self, step: Step) -> None:
-        """There is no teacher."""
-
-    def say(self, features: list[Tensor], head: Callable[[Tensor], Said] | None = None) -> list[Said]:
-        """No head, no words: []."""
-        return []
-
-
 class NoMethod(Method):
     """A network, and neither head, loss nor teacher; its own views are not even encoded."""
 
-    name, multi_crop = "none", False
+    name, multi_crop, compares = "none", False, False
 
     def __init__(self, backbone: nn.Module, spec: NoneSpec) -> None:
         nn.Module.__init__(self)

@@ -17,7 +17,7 @@ from gnothi.auxiliary import AUXILIARIES
 from gnothi.contracts import DataError, Pixels, SettingError, Source
 from gnothi.data import Subset
 from gnothi.distributed import device_of
-from gnothi.methods import METHODS
+from gnothi.methods import METHODS, STUDENTS
 from gnothi.randomness import generator
 from gnothi.recipes import rules, spec
 from gnothi.recipes.named import BY_DATA, recipe
@@ -151,7 +151,7 @@ def _check(full: RunSpec, n: int, device: torch.device) -> None:
     if t.batch is None or t.batch > n:
         raise SettingError(f"training.batch must be at most the number of training images, {n}, got {t.batch}")
     if t.accumulate > 1 and not method.accumulates:
-        able = ", ".join(name for name, (_, m) in METHODS.items() if m.accumulates and name != "none")
+        able = ", ".join(name for name, (_, m) in METHODS.items() if m.accumulates and m.compares)
         raise SettingError(f"training.accumulate must be 1 for {method.name}, whose loss compares all images of a batch; {able} can accumulate")
     share = t.accumulate * distributed.world()
     if t.batch % share:
@@ -170,10 +170,13 @@ def _with_auxiliaries(full: RunSpec, views: ViewsSpec) -> RunSpec:
         AUXILIARIES[name][1].check(views)
     settled = {name: a.settled(full.method.name, views) for name, a in full.auxiliary.items()}
     full = full.model_copy(update={"auxiliary": settled})
+    able = [name for name, (_, a) in AUXILIARIES.items() if a.alone]
+    built = {name: a for name, a in settled.items() if a.weight}
+    lonely = sorted(built.keys() - set(able))
+    if lonely and full.method.name in STUDENTS:
+        raise SettingError(f"auxiliary.{lonely[0]} needs a method that compares views, {full.method.name} does not; {' and '.join(able)} do without")
     if full.method.name == "none":
-        able = [name for name, (_, a) in AUXILIARIES.items() if a.alone]
-        built = {name: a for name, a in settled.items() if a.weight}
-        for name in built.keys() - set(able):
+        for name in lonely:
             raise SettingError(f"auxiliary.{name} needs a method beside it, and method.name is none; alone work {' and '.join(able)}")
         if not any(a.start == 0 for a in built.values()):
             raise SettingError(

@@ -39,7 +39,19 @@ VIEWS_OF = {"simclr": "simclr", "simsiam": "moco-v2", "swav": "swav", "dino": "d
 """View recipes of the methods; BYOL's for all others."""
 SMALL_VIEWS_OF = {"simclr": "simclr-cifar", "simsiam": "simsiam-cifar", "swav": "swav-cifar", "dino": "dino-cifar"}
 """And for crops of up to 64 pixels."""
-SGD_RATE = {"simclr": 0.24, "moco": 0.24, "byol": 0.24, "simsiam": 0.12, "swav": 0.24, "dino": 0.12, "barlow": 0.06, "vicreg": 0.06, "none": 0.2}
+SGD_RATE = {
+    "simclr": 0.24,
+    "moco": 0.24,
+    "byol": 0.24,
+    "simsiam": 0.12,
+    "swav": 0.24,
+    "dino": 0.12,
+    "barlow": 0.06,
+    "vicreg": 0.06,
+    "none": 0.2,
+    "classify": 0.1,
+    "distil": 0.1,
+}
 """Peak rates of SGD for a batch of 256; they grow in proportion to the batch."""
 ADAMW_RATE = 1e-3
 """Peak rate of AdamW for a batch of 256."""
@@ -104,7 +116,7 @@ def _epochs(facts: Facts, batch: int) -> float:
 
 
 def _views(method: str, size: int, channels: int) -> str:
-    if method == "none":
+    if not METHODS[method][1].compares:
         return "plain"
     if channels != 3:
         return "any-channels"
@@ -148,7 +160,7 @@ def crops(settings: ViewSettings, method: str, channels: int) -> ViewsSpec:
         raise SettingError("views.recipe and views.size are derived before crops are")
     views = named(settings.recipe, settings.size)
     local = views.local_crops
-    if len(views.global_crops) < 2 and method != "none":
+    if len(views.global_crops) < 2 and METHODS[method][1].compares:
         raise SettingError(f'views.recipe: "{settings.recipe}" makes one crop, for auxiliaries alone; {method} compares two, as "any-channels" makes')
     if not METHODS[method][1].multi_crop:
         if settings.local:

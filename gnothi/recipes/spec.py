@@ -14,7 +14,9 @@ from gnothi.data import DataSpec
 from gnothi.methods import METHODS
 from gnothi.methods.barlow import BarlowSpec
 from gnothi.methods.byol import BYOLSpec
+from gnothi.methods.classify import ClassifySpec
 from gnothi.methods.dino import DINOSpec
+from gnothi.methods.distil import DistilSpec
 from gnothi.methods.moco import MoCoSpec
 from gnothi.methods.none import NoneSpec
 from gnothi.methods.simclr import SimCLRSpec
@@ -26,7 +28,8 @@ from gnothi.training.optimisers import OptimiserSpec
 from gnothi.training.spec import TrainingSpec
 
 AnyMethodSpec = Annotated[
-    SimCLRSpec | MoCoSpec | BYOLSpec | SimSiamSpec | SwAVSpec | DINOSpec | BarlowSpec | VICRegSpec | NoneSpec, Field(discriminator="name")
+    SimCLRSpec | MoCoSpec | BYOLSpec | SimSiamSpec | SwAVSpec | DINOSpec | BarlowSpec | VICRegSpec | NoneSpec | ClassifySpec | DistilSpec,
+    Field(discriminator="name"),
 ]
 
 

@@ -80,9 +80,10 @@ def measure(method: Method, sample: Tensor, step: Step) -> dict[str, float]:
 
 @torch.no_grad()
 def diagnose(objective: Objective, views: Views, step: Step) -> dict[str, float]:
-    """What auxiliaries measure on a batch, by their names, in evaluation mode; nothing moves."""
+    """What method and auxiliaries measure on a batch, by their names, in evaluation mode; nothing moves."""
     with evaluating(objective):
-        found = {name: auxiliary.diagnose(objective.method, views, step) for name, auxiliary in objective.auxiliaries.items()}
+        found = {objective.method.name: objective.method.diagnose(views, step)}
+        found |= {name: auxiliary.diagnose(objective.method, views, step) for name, auxiliary in objective.auxiliaries.items()}
     return {f"{name}_{key}": value for name, values in found.items() for key, value in values.items()}
 
 

@@ -57,6 +57,7 @@ class Batches:
         extra: crops of auxiliaries by name; they come in ``Views.extra``.
         broken_fraction: part of the images that may be broken before the run stops; see ``broken``.
         channels_last: memory format of the views.
+        order: in which the rows are met; permutations by the seed where None.
 
     Raises:
         SettingError: the batch cannot be divided, or an operation has no meaning for the source's channels.
@@ -76,6 +77,7 @@ class Batches:
         extra: Mapping[str, tuple[CropSpec, ...]] | None = None,
         broken_fraction: float = 0.05,
         channels_last: bool = False,
+        order: Order | None = None,
     ) -> None:
         self.views, self.extra, self.pixels, self.seed, self.device = views, dict(extra or {}), pixels, seed, torch.device(device)
         self.format = torch.channels_last if channels_last else torch.contiguous_format
@@ -88,7 +90,7 @@ class Batches:
         self.crops = _crops(views, self.extra)
         for crop in self.crops:
             photometric.check(crop.spec.photometric, source.channels, "views" if crop.owner == METHOD else f"auxiliary.{crop.owner}")
-        joint = Joint(seed, Order(len(source), batch, seed), self.part)
+        joint = Joint(seed, order or Order(len(source), batch, seed), self.part)
         self.cutter: FromArray | Reader
         if source.array is not None:
             self.cutter = FromArray(source.array.to(self.device), self.crops, joint)

@@ -15,7 +15,7 @@ from toys import NAMES, TEACHERS, Feed, NormedBackbone, Patterns, ToyBackbone, l
 
 from gnothi.auxiliary.rotation import EFFSSL, ESSL, Rotation, RotationSpec, all_turns, turn
 from gnothi.contracts import Encoding, SettingError, Views, Want
-from gnothi.methods import METHODS
+from gnothi.methods import METHODS, STUDENTS
 from gnothi.methods.none import NoMethod, NoneSpec
 from gnothi.randomness import generator, seeded
 from gnothi.recipes.resolve import resolve
@@ -326,7 +326,7 @@ def test_presets_follow_form_method_and_the_size_of_the_views():
     assert [weight(n, form="essl") for n in ("simclr", "simsiam", "barlow")] == [0.4, 0.4, 8.0]
     assert weight("simsiam", 224, form="essl") == 0.08 and weight("simclr", 224, form="essl") == 0.4
     assert weight("swav") == 0.1 and weight("swav", reduction="mean") == 0.2 and weight("swav", views=(0,), reduction="mean") == 0.1
-    assert EFFSSL.keys() == ESSL.keys() == METHODS.keys()
+    assert EFFSSL.keys() == ESSL.keys() == METHODS.keys() - set(STUDENTS)
     assert weight("simclr", weight=0.7) == 0.7 and beside("swav").auxiliaries["rotation"].weights(step()) == {"rotation": 0.1}
 
 

@@ -1,0 +1,158 @@
+"""Distillation of features: a student whose vectors, or whose likenesses to other images, are to be a teacher's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gnothi import losses
+from gnothi.contracts import Branch, Carry, Outputs, Said, SettingError, Source, Spec, Step, Views, Want
+from gnothi.data.targets import Targets
+from gnothi.methods.method import Method, NoSpace
+from gnothi.randomness import generator
+
+Loss = Literal["regression", "compress", "seed"]
+TEMPERATURES: dict[str, tuple[float, float]] = {"regression": (1.0, 1.0), "compress": (0.04, 0.04), "seed": (0.2, 0.01)}
+"""Of student and teacher. SEED's code has 1e-4 for its teacher, at which the teacher names its own image and nothing else."""
+
+
+class DistilSpec(Spec):
+    """Settings of distillation."""
+
+    name: Literal["distil"] = "distil"
+    targets: str | None = None
+    """File of the teachers' vectors, which `gnothi transfer --loss` writes."""
+    loss: Loss = "regression"
+    """"regression" (SimReg): the vector itself; "compress" (CompRess, one queue): likeness to a queue of the teacher's vectors of other images;
+    "seed" (SEED): the same with the teacher's vector of the image among them."""
+    head: Literal["linear", "mlp"] | None = None
+    """From the student's width to the teacher's; dropped afterwards. "mlp" has four layers for "regression", two for the others, as their authors'.
+    None: "linear" for "compress", "mlp" for the others."""
+    student_temperature: float | None = Field(default=None, gt=0)
+    """Of the student's softmax. None: 0.04 for "compress", 0.2 for "seed"."""
+    teacher_temperature: float | None = Field(default=None, gt=0)
+    """Of the teacher's. None: 0.04 for "compress", 0.01 for "seed"."""
+    queue: int = Field(default=8192, gt=0)
+    """Vectors of the teacher with which likeness is measured; at most as many as there are images."""
+    joint_views: bool = True
+    """Crops of one size go through network and head as one batch."""
+
+
+def _mlp(width: int, out: int, deep: bool) -> nn.Sequential:
+    """SimReg's four layers (normalised and bent after the first and third only), or SEED's two."""
+    wide = 2 * width
+    if not deep:
+        return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
+    up = (nn.Linear(width, wide), nn.BatchNorm1d(wide), nn.ReLU())
+    again = (nn.Linear(width, wide), nn.BatchNorm1d(wide), nn.ReLU())
+    return nn.Sequential(*up, nn.Linear(wide, width), *again, nn.Linear(wide, out))
+
+
+class Queue(nn.Module):
+    """The last vectors of a teacher, first in, first out; it begins with vectors of random images.
+
+    Args:
+        vectors: [K, D] to begin with.
+    """
+
+    vectors: Tensor
+    place: Tensor
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("vectors", vectors)
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    def push(self, rows: Tensor) -> None:
+        """Put [B, D] in the place of the oldest; of more than fit, the last."""
+        k = len(self.vectors)
+        where = (self.place + torch.arange(len(rows), device=rows.device)) % k
+        self.vectors[where[-k:]] = rows[-k:].to(self.vectors.dtype)
+        self.place.add_(len(rows)).remainder_(k)
+
+
+class Distil(Method):
+    """A head and a queue for each teacher, whose vectors of the centre of every image lie in a file."""
+
+    name, multi_crop, compares, judges = "distil", False, False, True
+    spec: DistilSpec  # type: ignore[assignment]  # none of a MethodSpec's heads
+
+    def __init__(self, backbone: nn.Module, spec: DistilSpec) -> None:
+        nn.Module.__init__(self)
+        if spec.targets is None:
+            raise SettingError("method distil needs method.targets=FILE with vectors of a teacher; gnothi transfer --loss regression writes one")
+        self.backbone, self.spec, self.slow, self.space = backbone, spec, None, NoSpace()  # type: ignore[assignment]
+        student, teacher = TEMPERATURES[spec.loss]
+        self.temperatures = (spec.student_temperature or student, spec.teacher_temperature or teacher)
+        self.heads, self.queues = nn.ModuleList(), nn.ModuleList()
+
+    def meet(self, source: Source) -> None:
+        """Open the teachers' vectors, which stay on the disk; build heads, and fill queues with vectors of random images.
+
+        Raises:
+            DataError: an image has no vector.
+        """
+        self.targets, self.where = self._told(source)
+        width, s = int(self.backbone.width), self.spec  # type: ignore[arg-type]
+        linear = (s.head or ("linear" if s.loss == "compress" else "mlp")) == "linear"
+        self.heads = nn.ModuleList(nn.Linear(width, t.shape[1]) if linear else _mlp(width, t.shape[1], s.loss == "regression") for t in self.targets)
+        if s.loss != "regression":
+            readable = self.where[self.targets[0][self.where, 0].isfinite()]
+            first = torch.randperm(len(readable), generator=generator(0, "queue"))[: s.queue]
+            self.queues = nn.ModuleList(Queue(F.normalize(t[readable[first]].float(), dim=1)) for t in self.targets)
+
+    def _told(self, source: Source) -> tuple[list[Tensor], Tensor]:
+        """The vectors of each teacher [M, D], and at which of them each image of the source stands, [N]."""
+        assert self.spec.targets is not None
+        targets = Targets.read(self.spec.targets, "vectors")
+        return [targets.tensors[f"vectors.{i}"] for i in range(len(targets.about["dims"]))], targets.rows(source)
+
+    def forward(self, views: Views, want: Want, step: Step) -> Outputs:
+        """Every crop through network and heads; ``prediction`` holds what all heads say side by side."""
+        encodings = self.encodings(views.images, want, self.backbone, views.masks)
+        sizes = [len(e.pooled) for e in encodings]
+        said = torch.cat([head(torch.cat([e.pooled for e in encodings])) for head in self.heads], 1).split(sizes)
+        return Outputs(tuple(Branch(e, Said(x, x)) for e, x in zip(encodings, said, strict=True)), ())
+
+    def loss(self, views: Views, outputs: Outputs, step: Step) -> tuple[dict[str, Tensor], Carry]:
+        """The mean over crops and teachers."""
+        where = self.where[views.index.cpu()]
+        told = [F.normalize(t[where].float().to(views.index.device), dim=1) for t in self.targets]
+        widths = [t.shape[1] for t in told]
+        terms = [self._compare(x, i, told[i]) for b in outputs.online for i, x in enumerate(b.said.prediction.split(widths, 1))]
+        kept = {f"vectors.{i}": t for i, t in enumerate(told)} if self.queues else {}
+        return {self.name: torch.stack(terms).mean()}, Carry(rows=kept)
+
+    def _compare(self, said: Tensor, teacher: int, told: Tensor) -> Tensor:
+        if self.spec.loss == "regression":
+            return losses.regression(said, told)
+        queue: Queue = self.queues[teacher]  # type: ignore[assignment]
+        anchors = queue.vectors.clone()  # the queue moves before some backward passes are done
+        divergence, cross = losses.similarity_divergence(said, told, anchors, *self.temperatures, own=self.spec.loss == "seed")
+        return cross if self.spec.loss == "seed" else divergence
+
+    @torch.no_grad()
+    def after_step(self, carry: Carry, step: Step) -> None:
+        """Vectors of this batch join the queues, after they were learned from."""
+        for i, queue in enumerate(self.queues):
+            queue.push(carry.rows[f"vectors.{i}"])  # type: ignore[operator]
+
+    @torch.no_grad()
+    def judge(self, vectors: Tensor, source: Source) -> dict[str, Tensor]:
+        """``held_out_cosine`` with the first teacher, and ``held_out_neighbours``: how often student and teacher name the same nearest image."""
+        targets, where = self._told(source)
+        head, modes = self.heads[0], self.heads.training
+        told = F.normalize(targets[0][where].float(), dim=1)
+        said = F.normalize(head.eval()(vectors.to(next(self.parameters()).device)).cpu(), dim=1)
+        self.heads.train(modes)
+        own, theirs = F.normalize(vectors, dim=1), told
+        same = _nearest(own @ own.T) == _nearest(theirs @ theirs.T)
+        return {"held_out_cosine": (said * told).sum(1).double(), "held_out_neighbours": same.double()}
+
+
+def _nearest(likeness: Tensor) -> Tensor:
+    return likeness.fill_diagonal_(-2).argmax(1)
