@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from gnothi.cli.compare import compare
+from gnothi.cli.ensemble import ensemble
 from gnothi.cli.group import Verbs
 from gnothi.cli.look import data, recipes
 from gnothi.cli.make import demo, embed, export, report
@@ -28,7 +29,8 @@ First steps:
 
 DATA is `photos`, a folder of images, an .npz or .npy file, or a torchvision name such as cifar10; @train and @test choose a split.
 
-ENCODER is a run's folder (RUN, RUN@teacher, RUN@step-1200, RUN@untrained), an exported folder, timm:NAME, pixels, hog, colour or features:FILE.
+ENCODER is a run's folder (RUN, RUN@teacher, RUN@step-1200, RUN@untrained), an exported folder or an ensemble's, timm:NAME, pixels, hog, colour
+or features:FILE.
 """
 
 
@@ -38,7 +40,7 @@ def cli() -> None:
     """Give all verbs one root; its help is ``START``."""
 
 
-for verb in (data, recipes, plan, train, compare, evaluate, embed, export, report, demo):
+for verb in (data, recipes, plan, train, compare, evaluate, ensemble, embed, export, report, demo):
     cli.add_command(verb)
 
 
@@ -49,7 +51,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     args = sys.argv[1:]
     try:
-        cli.main([*args, "--help"] if args in ([], ["evaluate"]) else args, prog_name="gnothi", standalone_mode=False)
+        cli.main([*args, "--help"] if args in ([], ["evaluate"], ["ensemble"]) else args, prog_name="gnothi", standalone_mode=False)
     except click.UsageError as error:
         message = error.format_message().removesuffix(".")
         leave(

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -155,33 +156,39 @@ def _untrained(name: str, device: torch.device) -> Encoder:
 
 
 def _folder(name: str, device: torch.device) -> Encoder:
-    """A run or an exported encoder, with what stands behind its ``@``."""
-    from gnothi.encoders.network import exported_encoder, run_encoder
-
+    """A run, an exported encoder or an ensemble, with what stands behind its ``@``."""
     folder, marks = name, list[str]()
     while not Path(folder).expanduser().exists() and "@" in folder:
         folder, _, mark = folder.rpartition("@")
         marks.insert(0, mark)
     path = Path(folder).expanduser()
-    if (path / "spec.json").is_file():
-        return run_encoder(name, path, marks, device)
-    if (path / "config.json").is_file():
-        return exported_encoder(name, path, marks, device)
+    for file, (module, loader) in FOLDERS.items():
+        if (path / file).is_file():
+            return getattr(import_module(module), loader)(name, path, marks, device)
     if path.is_dir():
-        raise EncoderError(f"{folder} is neither a run (it has no spec.json) nor an exported encoder (it has no config.json)")
+        raise EncoderError(
+            f"{folder} is neither a run (it has no spec.json) nor an exported encoder (it has no config.json) "
+            "nor an ensemble (it has no ensemble.json)"
+        )
     raise EncoderError(
         f"{name}: no such encoder; {did_you_mean(folder, _beside(path, folder) if os.sep in folder else [*NAMES, *_beside(path, folder)])}"
     )
 
 
 def _beside(path: Path, folder: str) -> list[str]:
-    """Runs and exported encoders in the same place, written as the person wrote this one."""
+    """Runs, exported encoders and ensembles in the same place, written as the person wrote this one."""
     if not path.parent.is_dir():
         return []
     front = folder[: len(folder) - len(path.name)]
-    return sorted(front + p.name for p in path.parent.iterdir() if (p / "spec.json").is_file() or (p / "config.json").is_file())
+    return sorted(front + p.name for p in path.parent.iterdir() if any((p / file).is_file() for file in FOLDERS))
 
 
+FOLDERS = {
+    "spec.json": ("gnothi.encoders.network", "run_encoder"),
+    "config.json": ("gnothi.encoders.network", "exported_encoder"),
+    "ensemble.json": ("gnothi.ensemble.fitted", "ensemble_encoder"),
+}
+"""What opens a folder, by the file that it holds; imported by name, for ensembles are made of encoders and stand after them."""
 LOADERS: dict[str, Callable[[str, torch.device], Encoder]] = {
     "pixels": _handcrafted,
     "hog": _handcrafted,
@@ -197,8 +204,9 @@ def load(name: str, device: str | torch.device | None = None) -> Encoder:
     """Open an encoder by name.
 
     Args:
-        name: a run (``runs/x``, with ``@teacher``, ``@online``, ``@step-1200`` or ``@untrained``), an exported folder, ``timm:NAME``,
-            ``pixels``, ``hog``, ``colour``, ``features:FILE`` or ``untrained:RUN``; docs/encoders.md has the table.
+        name: a run (``runs/x``, with ``@teacher``, ``@online``, ``@step-1200`` or ``@untrained``), an exported folder, an ensemble's (with
+            ``@steps-20`` where it descends), ``timm:NAME``, ``pixels``, ``hog``, ``colour``, ``features:FILE`` or ``untrained:RUN``;
+            docs/encoders.md has the table.
         device: where it computes; by default a CUDA device where there is one.
 
     Raises:

@@ -1,5 +1,6 @@
 """Several encoders, one representation: combiners in closed form and by descent, and the folder of a fitted one, which is an encoder."""
 
 from gnothi.ensemble.combine import COMBINERS, Ensemble, fit
+from gnothi.ensemble.fitted import EnsembleEncoder, make
 
-__all__ = ["COMBINERS", "Ensemble", "fit"]
+__all__ = ["COMBINERS", "Ensemble", "EnsembleEncoder", "fit", "make"]

@@ -136,7 +136,7 @@ def pca(features: Features, spec: PCASpec) -> Linear:
     """Principal components of the centred concatenation, scaled by a power of their deviation."""
     sizes, (mean, covariance) = widths(features), moments(features)
     matrix = spectral(covariance, chosen_width(spec.width, features), spec.power, spec.floor)
-    return _split(features, mean, matrix, [0] * len(sizes), matrix.shape[1])
+    return split(features, mean, matrix, [0] * len(sizes), matrix.shape[1])
 
 
 def chosen_width(asked: int | None, features: Features) -> int:
@@ -159,7 +159,8 @@ def spectral(covariance: Tensor, width: int, power: float, floor: float) -> Tens
     return vectors[:, :width] * values.clamp(min=floor * float(values.mean()))[:width] ** ((power - 1) / 2)
 
 
-def _split(features: Features, mean: Tensor, matrix: Tensor, at: Sequence[int], width: int) -> Linear:
+def split(features: Features, mean: Tensor, matrix: Tensor, at: Sequence[int], width: int) -> Linear:
+    """A mean [D] and a matrix [D, r] of the concatenation as maps of the members."""
     sizes, kind = widths(features), _type(features)
     return Linear(mean.to(kind).split(sizes), [m.to(kind).contiguous() for m in matrix.split(sizes)], at, width)
 
@@ -202,7 +203,7 @@ def gcca(features: Features, spec: GCCASpec) -> Linear:
         values = (values + spec.ridge * values.mean()).clamp(min=1e-12 * float(values.mean()))
         inverse[part, part] = (vectors * values**-0.5) @ vectors.T
     matrix = spectral(inverse @ covariance @ inverse, chosen_width(spec.width, features), spec.power, 1e-12)
-    return _split(features, mean, inverse @ matrix, [0] * len(sizes), matrix.shape[1])
+    return split(features, mean, inverse @ matrix, [0] * len(sizes), matrix.shape[1])
 
 
 class ProcrustesSpec(Spec):
@@ -226,7 +227,7 @@ def procrustes(features: Features, spec: ProcrustesSpec) -> Linear:
     for _ in range(spec.rounds):
         turned = [_rotation(products[p] @ target) for p in parts]  # the target's features are Z @ target: covariances are all that is needed
         target = torch.cat(turned) / len(parts)
-    return _split(features, mean, target, [0] * len(sizes), max(sizes))
+    return split(features, mean, target, [0] * len(sizes), max(sizes))
 
 
 def _rotation(cross: Tensor) -> Tensor:

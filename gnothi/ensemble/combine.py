@@ -14,6 +14,8 @@ from torch import Tensor
 from gnothi.contracts import DataError, SettingError, Spec, did_you_mean
 from gnothi.ensemble import closed
 from gnothi.ensemble.best import BestSpec, Known, best
+from gnothi.ensemble.descending import descent
+from gnothi.ensemble.descent import Descent, DescentSpec
 from gnothi.ensemble.members import BLOCK, Features, blocks, check, eigen, exponent, moments, rows_of
 from gnothi.recipes.spec import mistake
 from gnothi.training.checkpoint import digest
@@ -25,7 +27,9 @@ SAMPLE = 5000
 class Fitted(Protocol):
     """What a combiner has fitted."""
 
-    width: int
+    @property
+    def width(self) -> int:
+        """Numbers of a result."""
 
     def transform(self, features: Sequence[Tensor | None]) -> Tensor:
         """[N, D_j] a member to [N, width]; None stands for a missing one."""
@@ -53,8 +57,9 @@ COMBINERS: dict[str, tuple[type[Spec], Fit]] = {
     "procrustes": (closed.ProcrustesSpec, _plain(closed.procrustes)),
     "member": (closed.MemberSpec, _plain(closed.member)),
     "best": (BestSpec, best),
+    "descent": (DescentSpec, descent),
 }
-FORMS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], Any], Fitted]] = {"linear": closed.Linear.restore}
+FORMS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], Any], Fitted]] = {"linear": closed.Linear.restore, "descent": Descent.restore}
 """How each form of a fitted combiner is restored, from ``about``, ``tensors`` and the spec."""
 
 

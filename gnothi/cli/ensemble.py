@@ -1,0 +1,66 @@
+"""Verbs that combine encoders: ensemble fit, ensemble compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gnothi.cli.group import Verbs
+from gnothi.cli.options import AS_JSON, DEVICE, data_settings, told
+
+SETTINGS = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the combiner, such as power=0, or of data, such as data.labels=FILE.",
+)
+
+
+@click.group(cls=Verbs)
+def ensemble() -> None:
+    """Combine several encoders into one representation, which is an encoder itself.
+
+    One encoder alone may be named, too: its spectrum then changes, which is often worth more than it costs.
+    """
+
+
+def divided(data: str, assignments: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+    """The settings of the data, and those of the combiner."""
+    from gnothi.recipes.spec import parse
+
+    of_data = tuple(a for a in assignments if a.startswith("data."))
+    return data_settings(data, of_data), parse(a for a in assignments if a not in of_data)
+
+
+@ensemble.command()
+@click.argument("encoders", nargs=-1, required=True, metavar="ENCODER...")
+@click.option("--data", required=True, metavar="DATA", help="Images to fit on, their training split where they have one; labels are not needed.")
+@click.option("--out", required=True, metavar="DIR", help="The folder to write.")
+@click.option("--combiner", default="pca", show_default=True, metavar="C", help="How members are combined; docs/ensemble.md lists them.")
+@click.option("--seed", default=0, show_default=True, help="Of all that is random.")
+@DEVICE
+@SETTINGS
+@AS_JSON
+def fit(encoders: tuple[str, ...], data: str, out: str, assignments: tuple[str, ...], device: str | None, as_json: bool, **chosen: Any) -> None:
+    """Fit a combiner to the features of several encoders.
+
+    DIR is then the name of an encoder, for every verb that takes one.
+
+    \b
+    gnothi ensemble fit runs/a runs/b hog --data my-images --out runs/together
+    gnothi evaluate knn runs/together runs/a runs/b --data my-images
+    """  # noqa: D301
+    from gnothi.ensemble import make
+    from gnothi.training.progress import counted
+
+    spec, settings = divided(data, assignments)
+    with counted("embedding", not as_json) as progress:
+        made = make(encoders, data, out, options=settings, settings=spec, device=device, progress=progress, **chosen)
+    record = made.ensemble.record
+    told(
+        as_json,
+        {"out": out, "combiner": made.ensemble.combiner, "dim": made.dim, "members": list(encoders), "fingerprint": made.fingerprint, **record},
+        lambda: f"{out}: {made.ensemble.combiner} of {len(encoders)} members, {made.dim} numbers, fitted on {record['n']} images",
+    )
