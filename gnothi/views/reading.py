@@ -122,11 +122,10 @@ class Reader:
         self._next = number + 1
         try:
             return next(self._ready)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # the last two where it dies while it hands a batch over
             self.close()
-            raise RunError(
-                f"a loader process ended unexpectedly, often for want of memory: {str(error).splitlines()[0]}; try fewer workers"
-            ) from error
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            raise RunError(f"a loader process ended unexpectedly, often for want of memory: {said}; try fewer workers") from error
 
     def _start(self, number: int) -> Iterator[Cuts | GnothiError]:
         main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
