@@ -24,6 +24,8 @@ from gnothi.schedules import cosine
 
 ROWS = 512
 """Images that descend together."""
+FEWEST = 32
+"""Fewer are filled up to this many: products of very few rows round differently, and a code shall not depend on what stands beside it."""
 
 
 class DescentSpec(Spec):
@@ -124,24 +126,25 @@ class Descent:
         return torch.cat(parts)
 
     def _descend(self, features: Sequence[Tensor | None], steps: int | None) -> Tensor:
-        steps = self.spec.steps if steps is None else steps
+        steps, n = self.spec.steps if steps is None else steps, next(len(x) for x in features if x is not None)
         with torch.inference_mode(False):
-            features = [None if x is None else x.clone() for x in features]
+            features = [None if x is None else torch.cat([x, x[-1:].expand(max(0, FEWEST - n), -1)]) for x in features]
             targets = [None if x is None else s(x) for x, s in zip(features, self.targets, strict=True)]
             codes = self.start.transform(features)
             rows = OPTIMISERS[self.spec.optimiser](codes, self.rate, self.spec.eps)
             for k in range(steps):
                 rate = 1.0 if self.spec.optimiser == "sgd" else cosine(k / steps, 1.0, 0.0)
-                rows.step(slice(None), self._gradient(codes, targets), rate)
+                rows.step(slice(None), self.gradient(codes, targets), rate)
                 self.bounded(codes, slice(None))
-            return codes
+            return codes[:n]
 
     @property
     def rate(self) -> float:
         """The step of a number of a code."""
         return self.spec.lr_codes * (self.scale if self.spec.optimiser == "adam" else 1.0)
 
-    def _gradient(self, codes: Tensor, targets: Sequence[Tensor | None]) -> Tensor:
+    def gradient(self, codes: Tensor, targets: Sequence[Tensor | None]) -> Tensor:
+        """Of the loss of each row by its code, [B, r]."""
         with torch.enable_grad():
             free = codes.detach().requires_grad_()
             total = by_member(self.spec.loss, self.decoders(free), targets).sum()  # a sum: a row's gradient is its own, whatever stands beside it
