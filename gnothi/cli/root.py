@@ -15,6 +15,7 @@ from gnothi.cli.look import data, recipes
 from gnothi.cli.make import demo, embed, export, report
 from gnothi.cli.measure import evaluate
 from gnothi.cli.train import plan, train
+from gnothi.cli.transfer import transfer
 
 START = """gnothi learns visual representations from unlabelled images.
 
@@ -40,7 +41,7 @@ def cli() -> None:
     """Give all verbs one root; its help is ``START``."""
 
 
-for verb in (data, recipes, plan, train, compare, evaluate, ensemble, embed, export, report, demo):
+for verb in (data, recipes, plan, train, compare, transfer, evaluate, ensemble, embed, export, report, demo):
     cli.add_command(verb)
 
 

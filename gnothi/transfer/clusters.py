@@ -33,6 +33,28 @@ def rule(n: int) -> int:
     return max(1, min(MOST, max(FEWEST, n // PER_CLUSTER), n // 2))
 
 
+class Rows:
+    """Some rows of features on the disk, as if they were all: they are read as they are asked for.
+
+    Args:
+        vectors: [M, D], memory-mapped.
+        rows: [N] which.
+    """
+
+    def __init__(self, vectors: np.ndarray, rows: np.ndarray) -> None:
+        self.vectors, self.rows, self.shape = vectors, rows, (len(rows), vectors.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice | np.ndarray) -> np.ndarray:
+        return self.vectors[self.rows[part]]
+
+
+Features = np.ndarray | Tensor | Rows
+"""[N, D] in memory or on the disk."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """How a codebook came to be."""
@@ -102,7 +124,7 @@ class Codebook:
         x = (x - self.mean) @ self.projection
         return F.normalize(x, dim=1) if self.normalise else x
 
-    def assign(self, features: np.ndarray | Tensor) -> np.ndarray:
+    def assign(self, features: Features) -> np.ndarray:
         """The nearest centroid of every vector.
 
         Args:
@@ -116,7 +138,7 @@ class Codebook:
         """
         return self.nearest(features, 1)[0][:, 0]
 
-    def nearest(self, features: np.ndarray | Tensor, m: int) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(self, features: Features, m: int) -> tuple[np.ndarray, np.ndarray]:
         """The m nearest centroids of every vector, nearest first.
 
         Returns:
@@ -130,7 +152,7 @@ class Codebook:
         index = np.concatenate([empty.astype(np.int64), *(i.numpy() for _, i in found)])
         return index, np.concatenate([empty.astype(np.float32), *(d.numpy() for d, _ in found)])
 
-    def soft(self, features: np.ndarray | Tensor, temperature: float, m: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    def soft(self, features: Features, temperature: float, m: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Softmax of minus the squared distance over a temperature, among the m nearest centroids.
 
         Returns:
@@ -170,7 +192,7 @@ class Codebook:
 
 
 def cluster(
-    features: np.ndarray | Tensor,
+    features: Features,
     k: int | None = None,
     seed: int = 0,
     *,
@@ -225,7 +247,7 @@ def cluster(
     return _settled(raw, features, start, Fit(seed, n, len(chosen), k, passes, 0.0))
 
 
-def _with_axes(raw: Codebook, features: np.ndarray | Tensor, pca: int, whiten: bool) -> Codebook:
+def _with_axes(raw: Codebook, features: Features, pca: int, whiten: bool) -> Codebook:
     """Principal axes of all vectors, from their moments in float64: [D, D] is held besides a block."""
     width = features.shape[1]
     total, products = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
@@ -291,7 +313,7 @@ def _farthest(far: list[tuple[float, Tensor]], block: Tensor, distance: Tensor) 
     return sorted(found, key=lambda pair: -pair[0])[:SPARE]
 
 
-def _settled(raw: Codebook, features: np.ndarray | Tensor, centroids: Tensor, fit: Fit) -> Codebook:
+def _settled(raw: Codebook, features: Features, centroids: Tensor, fit: Fit) -> Codebook:
     """Members of every centroid among all vectors; those without any go."""
     counts, total = torch.zeros(len(centroids), dtype=torch.int64), 0.0
     for block in blocks(features):
@@ -316,7 +338,7 @@ def nearest(x: Tensor, centroids: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return distance, index
 
 
-def blocks(features: np.ndarray | Tensor, rows: np.ndarray | None = None) -> Iterator[Tensor]:
+def blocks(features: Features, rows: np.ndarray | None = None) -> Iterator[Tensor]:
     """Features [N, D], or some rows of them, block by block, [up to BLOCK, D] float32 each.
 
     Raises:
@@ -346,7 +368,7 @@ class Stability:
     inertia: float
 
 
-def stability(features: np.ndarray | Tensor, ks: tuple[int, ...], seed: int = 0, *, held: float = 0.2, **settings: object) -> list[Stability]:
+def stability(features: Features, ks: tuple[int, ...], seed: int = 0, *, held: float = 0.2, **settings: object) -> list[Stability]:
     """How well two k-means with other starts agree on vectors that neither saw, for each k.
 
     Args:
@@ -360,7 +382,7 @@ def stability(features: np.ndarray | Tensor, ks: tuple[int, ...], seed: int = 0,
 
     order = torch.randperm(len(features), generator=generator(seed, "stability")).numpy()
     cut = max(1, round(held * len(features)))
-    out, train = features[np.sort(order[:cut])], features[np.sort(order[cut:])]
+    out, train = (features[np.sort(part)] for part in (order[:cut], order[cut:]))
     found = []
     for k in ks:
         a, b = (cluster(train, k, number(seed, "stability", i) % 2**31, **settings) for i in (0, 1))  # type: ignore[arg-type]
