@@ -69,8 +69,9 @@ def views(found: Record, images: int = 6) -> Seen:
     originals = [picture(source, row, pixels, PICTURE) for row in rows]
     lead = (
         "Each image with its crops outlined, and beside it the crops as the network gets them: cut, resized and coloured at random. "
-        "Small local crops have dashed outlines; ⇆ is a mirrored crop, ↺ a turned one. Training asks which crops belong together."
+        "Small local crops have dashed outlines; ⇆ is a mirrored crop, ↺ a turned one."
     )
+    lead += " Training asks which crops belong together." if len(crops.images) > 1 else ""
     note = channels_note(source.channels)
     return Seen(view_rows(originals, [source.name(r) for r in rows], crops, pixels), lead + (f" Here {note}." if note else ""))
 
