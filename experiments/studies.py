@@ -1,4 +1,4 @@
-"""What each auxiliary objective gives on CIFAR-10: comparisons on equal epochs and on equal time, with paired intervals.
+"""What each auxiliary objective gives on CIFAR-10, and which method suits little data: comparisons with paired intervals.
 
     python -m experiments.studies STUDY ... [--data FOLDER] [--out FOLDER] [--gpu]
 
@@ -38,7 +38,8 @@ class Call:
     seeds: int = 1
     images: int = 4000
     """Training images, the first ones of every class."""
-    epochs: float = 10
+    epochs: float | None = 10
+    """None: what the rules give the first arm."""
     equal_time: bool = False
     """Every arm gets the seconds that the slowest arm of the same comparison on equal epochs took."""
     backbone: str = "micro-resnet"
@@ -76,6 +77,10 @@ STUDIES: dict[str, list[Call]] = {
             settings=FEW,
         )
         for n, e in ((1000, 50), (5000, 10))
+    ],
+    "small": [
+        Call(f"{n} images", ("simclr", "moco", "byol", "simsiam", "swav", "dino", "barlow", "vicreg"), ("none",), images=n, epochs=None)
+        for n in (500, 2000, 10_000)
     ],
     "together": [
         Call(
