@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gnothi.contracts import DataError, SettingError, Spec, did_you_mean
 from gnothi.ensemble import closed
+from gnothi.ensemble.amortised import Amortised, AmortisedSpec, amortised
 from gnothi.ensemble.best import BestSpec, Known, best
 from gnothi.ensemble.descending import descent
 from gnothi.ensemble.descent import Descent, DescentSpec
@@ -58,8 +59,13 @@ COMBINERS: dict[str, tuple[type[Spec], Fit]] = {
     "member": (closed.MemberSpec, _plain(closed.member)),
     "best": (BestSpec, best),
     "descent": (DescentSpec, descent),
+    "amortised": (AmortisedSpec, amortised),
 }
-FORMS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], Any], Fitted]] = {"linear": closed.Linear.restore, "descent": Descent.restore}
+FORMS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], Any], Fitted]] = {
+    "linear": closed.Linear.restore,
+    "descent": Descent.restore,
+    "amortised": Amortised.restore,
+}
 """How each form of a fitted combiner is restored, from ``about``, ``tensors`` and the spec."""
 
 

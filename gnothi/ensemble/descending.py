@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnothi.contracts import SettingError
 from gnothi.ensemble import closed
@@ -109,11 +109,13 @@ class Fit:
         kept: [n] row numbers that are fitted.
         codes: [n, r] of these.
         seed: of order and dropping.
+        learners: the networks; those of the model by default.
     """
 
-    def __init__(self, model: Descent, features: Features, kept: Tensor, codes: Tensor, seed: int) -> None:
+    def __init__(self, model: Descent, features: Features, kept: Tensor, codes: Tensor, seed: int, learners: nn.Module | None = None) -> None:
         self.model, self.spec, self.features, self.kept, self.codes, self.seed = model, model.spec, features, kept, codes, seed
-        self.networks = list(model.decoders.requires_grad_().parameters())
+        self.learners = learners or model.decoders
+        self.networks = list(self.learners.requires_grad_().parameters())
         self.bank = OPTIMISERS[self.spec.optimiser](codes, model.rate, self.spec.eps)
         optimisers: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
         self.optimiser = optimisers[self.spec.optimiser](self.networks, lr=self.spec.lr_networks)
@@ -124,9 +126,9 @@ class Fit:
         Returns:
             An entry a look: the epoch, its mean loss, and that of the held-out rows.
         """
-        decoders, every = self.model.decoders, max(1, self.spec.epochs // CHECKS)
+        every = max(1, self.spec.epochs // CHECKS)
         history: list[dict[str, float]] = []
-        best, least, waited = decoders.state_dict(), float("inf"), 0
+        best, least, waited = self.learners.state_dict(), float("inf"), 0
         for epoch in range(1, self.spec.epochs + 1):
             seen = self.epoch(epoch - 1)
             if epoch % every and epoch < self.spec.epochs:
@@ -135,11 +137,11 @@ class Fit:
             loss = history[-1].get("held_out", -float("inf"))
             waited = 0 if loss < least or not len(held) else waited + 1
             if waited == 0:
-                best, least = {k: v.detach().clone() for k, v in decoders.state_dict().items()}, loss
+                best, least = {k: v.detach().clone() for k, v in self.learners.state_dict().items()}, loss
             if waited >= self.spec.patience:
                 break
-        decoders.load_state_dict(best)
-        decoders.requires_grad_(False)
+        self.learners.load_state_dict(best)
+        self.learners.requires_grad_(False)
         return history
 
     def epoch(self, epoch: int) -> float:

@@ -191,9 +191,9 @@ class Descent:
         decoders.to(next(iter(networks.values())).dtype).load_state_dict(networks)
         targets = [Scaling(tensors[f"targets.{j}.mean"], tensors[f"targets.{j}.scale"]) for j in range(len(decoders.members))]
         finish = None if about["finish"] is None else Linear.restore(about["finish"], of("finish."))
-        return cls(spec, cls.restore_start(about["start"], of("start.")), targets, decoders, float(about["scale"]), finish)
+        return cls(spec, cls.restore_start(about["start"], of("start."), targets), targets, decoders, float(about["scale"]), finish)
 
     @classmethod
-    def restore_start(cls, about: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
-        """Where codes start, from its own ``about`` and ``tensors``."""
+    def restore_start(cls, about: dict[str, Any], tensors: dict[str, Tensor], targets: Sequence[Scaling]) -> Any:
+        """Where codes start, from its own ``about`` and ``tensors``, and what networks predict."""
         return Linear.restore(about, tensors)
