@@ -212,5 +212,5 @@ def train(method: str, images: np.ndarray, backbone: nn.Module, epochs: int, see
             value.backward()
             optim.step()
         schedule.step()
-        said(f"lightly {method} seed {seed} epoch {epoch + 1} of {epochs}, loss {float(value):.3f}, {time.monotonic() - began:.0f} s")
+        said(f"lightly {method} seed {seed} epoch {epoch + 1} of {epochs}, loss {float(value.detach()):.3f}, {time.monotonic() - began:.0f} s")
     return time.monotonic() - began
