@@ -64,3 +64,39 @@ def fit(encoders: tuple[str, ...], data: str, out: str, assignments: tuple[str, 
         {"out": out, "combiner": made.ensemble.combiner, "dim": made.dim, "members": list(encoders), "fingerprint": made.fingerprint, **record},
         lambda: f"{out}: {made.ensemble.combiner} of {len(encoders)} members, {made.dim} numbers, fitted on {record['n']} images",
     )
+
+
+@ensemble.command()
+@click.argument("encoders", nargs=-1, required=True, metavar="ENCODER...")
+@click.option("--data", required=True, metavar="DATA", help="Labelled images; combiners are fitted to those that train.")
+@click.option("--test", metavar="DATA", help="Labelled images that ask; by default DATA@test, or a part held out.")
+@click.option("--combiner", "combiners", multiple=True, metavar="C", help="A combiner, may be repeated; by default all.")
+@click.option("--metric", "kind", type=click.Choice(["knn", "linear"]), default="knn", show_default=True, help="What is measured.")
+@click.option("-k", type=int, help="Neighbours that vote; 20 by default.")
+@click.option("--temperature", type=float, help="A neighbour's vote is exp(similarity / temperature); 0.07 by default.")
+@click.option("--seed", default=0, show_default=True, help="Of all that is random.")
+@DEVICE
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="A setting of a combiner, such as descent.steps=50, or of data; may be repeated."
+)
+@AS_JSON
+def compare(encoders: tuple[str, ...], data: str, assignments: tuple[str, ...], as_json: bool, **asked: Any) -> None:
+    """Measure every combiner beside each member.
+
+    All are compared with the best member, which is chosen on held-out training images, and with the concatenation, by paired intervals on the same
+    test images. PCA is shown at five powers: the control that a descent has to beat.
+    """
+    from gnothi import ensemble as combining
+    from gnothi.contracts import SettingError
+    from gnothi.training.progress import counted
+
+    spec, options = divided(data, assignments)
+    wrong = next((key for key, value in options.items() if not isinstance(value, dict)), None)
+    if wrong is not None:
+        raise SettingError(f"{wrong}: settings are those of a combiner here, such as pca.{wrong} or descent.{wrong}")
+    protocol = {key: asked.pop(key) for key in ("k", "temperature")}
+    combiners = asked.pop("combiners") or combining.ALL
+    given = {"protocol": {k: v for k, v in protocol.items() if v is not None}, "options": options, "settings": spec}
+    with counted("embedding", not as_json) as progress:
+        results = combining.compare(encoders, data, asked.pop("test"), combiners, progress=progress, **given, **asked)
+    told(as_json, {"results": [r.to_dict() for r in results]}, lambda: combining.text(results))

@@ -2,5 +2,6 @@
 
 from gnothi.ensemble.combine import COMBINERS, Ensemble, fit
 from gnothi.ensemble.fitted import EnsembleEncoder, make
+from gnothi.ensemble.table import ALL, compare, text
 
-__all__ = ["COMBINERS", "Ensemble", "EnsembleEncoder", "fit", "make"]
+__all__ = ["ALL", "COMBINERS", "Ensemble", "EnsembleEncoder", "compare", "fit", "make", "text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -187,7 +188,8 @@ def settings_of(combiner: str, settings: dict[str, Any]) -> Spec:
         raise SettingError(mistake(error, {})) from None
 
 
-def _exponent(made: Ensemble, features: Features) -> float:
-    """The power of the spectrum, from the first rows."""
+def _exponent(made: Ensemble, features: Features) -> float | None:
+    """The power of the spectrum, from the first rows; None where there is none to speak of."""
     few = [x[:SAMPLE] for x in features]
-    return exponent(made.transform(few), eigen(moments(few)[1])[0])
+    found = exponent(made.transform(few), eigen(moments(few)[1])[0])
+    return found if math.isfinite(found) else None

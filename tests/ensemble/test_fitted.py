@@ -79,6 +79,12 @@ def test_an_unreadable_image_has_no_vector_and_no_part_in_the_fit(tmp_path: Path
                 raise DataError("row 7: cut short")
             return drawn().array[row]
 
+        def __len__(self) -> int:
+            return 60
+
+        def fingerprint(self) -> str:
+            return "broken"
+
     source = Broken(drawn().array, drawn().labels, ("a", "b", "c"))
     source.array = None
     encoder = make(MEMBERS, source, tmp_path / "x")
