@@ -139,6 +139,12 @@ def _handcrafted(name: str, device: torch.device) -> Encoder:
     return HANDCRAFTED[name]()
 
 
+def _bow_sift(name: str, device: torch.device) -> Encoder:
+    from gnothi.encoders.bow_sift import BowSift
+
+    return BowSift(name)
+
+
 def _timm(name: str, device: torch.device) -> Encoder:
     from gnothi.encoders.network import timm_encoder
 
@@ -193,6 +199,8 @@ LOADERS: dict[str, Callable[[str, torch.device], Encoder]] = {
     "pixels": _handcrafted,
     "hog": _handcrafted,
     "colour": _handcrafted,
+    "bow-sift": _bow_sift,
+    "bow-sift:": _bow_sift,
     "timm:": _timm,
     "features:": _features,
     "untrained:": _untrained,
