@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tables
+import click
 from click.testing import CliRunner
 
 from gnothi.auxiliary import AUXILIARIES
@@ -62,7 +63,8 @@ def view_recipes() -> str:
 def verbs() -> str:
     runner = CliRunner()
     parts = []
-    for path in [[], *([name] for name in cli.commands), *(["evaluate", name] for name in cli.commands["evaluate"].commands)]:
+    within = [[name, verb] for name, group in cli.commands.items() if isinstance(group, click.Group) for verb in group.commands]
+    for path in [[], *([name] for name in cli.commands), *within]:
         text = runner.invoke(cli, [*path, "--help"], prog_name="gnothi", terminal_width=100).output.rstrip()
         parts.append(f"## gnothi {' '.join(path)}".rstrip() + f"\n```\n{text}\n```")
     return "\n\n".join(parts)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gnothi.ensemble.best import Known
 from gnothi.ensemble.closed import Linear
 from gnothi.ensemble.decoders import by_member, dropped
-from gnothi.ensemble.descending import SAMPLE, Fit, begun, divided, finish
+from gnothi.ensemble.descending import FINISHED, SAMPLE, Fit, begun, divided, finish
 from gnothi.ensemble.descent import Descent, DescentSpec
 from gnothi.ensemble.members import Features, rows_of
 from gnothi.ensemble.scaling import Scaling
@@ -26,7 +26,7 @@ class AmortisedSpec(DescentSpec):
     steps: int = Field(default=0, ge=0)
     """Of descent after the network; 0 takes what it says."""
     encoder_hidden: int | None = Field(default=None, ge=1)
-    """Width of the hidden layer of the network from features to codes; by default twice that of a code."""
+    """Width of the hidden layer of the network from features to codes; by default that of a code."""
 
 
 class Amortiser:
@@ -93,7 +93,7 @@ def amortised(features: Features, spec: AmortisedSpec, known: Known) -> Amortise
     plain = begun(features, spec, known.seed)
     width, wide = plain.start.width, sum(len(s.mean) for s in plain.targets)
     with seeded(known.seed, "ensemble amortiser"):
-        network = mlp([wide, spec.encoder_hidden or 2 * width, width], "none").to(plain.decoders.first.weight.dtype)
+        network = mlp([wide, spec.encoder_hidden or width, width], "none").to(plain.decoders.first.weight.dtype)
     for p in network[-1].parameters():  # it begins as the linear start
         nn.init.zeros_(p)
     few = torch.cat([s(rows_of(x, kept[:SAMPLE])) for x, s in zip(features, plain.targets, strict=True)], dim=1)
@@ -101,7 +101,7 @@ def amortised(features: Features, spec: AmortisedSpec, known: Known) -> Amortise
     model = Amortised(spec, start, plain.targets, plain.decoders, plain.scale)
     history = AmortisedFit(model, features, kept, known.seed).run(held)
     network.requires_grad_(False)
-    model.trained = kept[:SAMPLE], start.transform([rows_of(x, kept[:SAMPLE]) for x in features])
+    model.trained = kept[:FINISHED], start.transform([rows_of(x, kept[:FINISHED]) for x in features])
     finish(model, features, history)
     return model
 

@@ -22,7 +22,7 @@ from gnothi.ensemble.members import BLOCK, Features, blocks, check, eigen, expon
 from gnothi.recipes.spec import mistake
 from gnothi.training.checkpoint import digest
 
-SAMPLE = 5000
+SAMPLE = 2000
 """Rows from which the exponent of a result is measured."""
 
 

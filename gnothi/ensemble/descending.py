@@ -19,9 +19,11 @@ from gnothi.ensemble.scaling import scaling
 from gnothi.randomness import generator, seeded
 from gnothi.schedules import cosine
 
-SAMPLE = 5000
-"""Training rows whose codes are inferred again after the fit, for what is logged of them and for ``power``."""
-CHECKS = 10
+SAMPLE = 2000
+"""Training rows whose codes are inferred again after the fit, for what is logged of them."""
+FINISHED = 5000
+"""Training rows to whose codes ``power`` is fitted."""
+CHECKS = 5
 """How often the held-out rows are looked at during a fit."""
 
 
@@ -46,10 +48,11 @@ def finish(model: Descent, features: Features, history: list[dict[str, float]]) 
     """Infer codes of training rows again with frozen networks, fit ``power`` to them, and log what they are beside those of the fit."""
     assert model.trained is not None
     rows, trained = (x[:SAMPLE] for x in model.trained)
+    if model.spec.power is not None:
+        more = model.codes([rows_of(x, model.trained[0][:FINISHED]) for x in features])
+        model.finish = closed.pca([more], closed.PCASpec(power=model.spec.power))
     some = [rows_of(x, rows) for x in features]
     codes = model.codes(some)
-    if model.spec.power is not None:
-        model.finish = closed.pca([codes], closed.PCASpec(power=model.spec.power))
     spectrum = eigen(moments(some)[1])[0]
     model.log = {
         "history": history,
@@ -77,7 +80,7 @@ def begun(features: Features, spec: DescentSpec, seed: int) -> Descent:
     targets = [scaling(spec.standardise, mean[p].to(kind), covariance[p, p].to(kind)) for p in parts]
     start = first_codes(features, spec, mean, covariance, seed)
     with seeded(seed, "ensemble networks"):
-        decoders = Decoders(start.width, sizes, spec.hidden or 2 * start.width, spec.layers, spec.bias).to(kind)
+        decoders = Decoders(start.width, sizes, spec.hidden or start.width, spec.layers, spec.bias).to(kind)
     first = start.transform([rows_of(x, slice(0, SAMPLE)) for x in features])
     return Descent(spec, start, targets, decoders, float(first.square().mean().sqrt()))
 

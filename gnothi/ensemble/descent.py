@@ -46,7 +46,7 @@ class DescentSpec(Spec):
     layers: int = Field(default=1, ge=0, le=4)
     """Hidden layers of each member's network; 0 makes it linear."""
     hidden: int | None = Field(default=None, ge=1)
-    """Their width; by default twice that of a code."""
+    """Their width; by default that of a code."""
     bias: bool = True
     """Whether layers have one."""
     optimiser: Literal["adam", "sgd"] = "adam"
@@ -57,7 +57,7 @@ class DescentSpec(Spec):
     """Of the networks."""
     eps: float = Field(default=1e-5, gt=0)
     """Of Adam for codes; docs/ensemble.md says why it is not smaller."""
-    epochs: int = Field(default=20, ge=1)
+    epochs: int = Field(default=10, ge=1)
     """Passes over the training rows, at most; both rates fall to 0 by half a cosine."""
     batch: int = Field(default=512, ge=1)
     """Rows of a step of the fit."""
