@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,8 +73,8 @@ class BowSift(Encoder):
         import faiss
 
         random = generator(0, "bow-sift images")
-        found = [self._described(row) for row in torch.randperm(len(self.source), generator=random)[:IMAGES].tolist()]
-        found = [x for x in found if x is not None]
+        rows = torch.randperm(len(self.source), generator=random)[:IMAGES].tolist()
+        found = [x for row in rows if (x := self._described(row)) is not None]
         if not found:
             raise DataError(f"{self.name}: no image of the sample for the vocabulary can be read")
         x = torch.cat(found)
@@ -98,9 +99,10 @@ def rootsift(grey: np.ndarray) -> Tensor:
     """
     import cv2
 
+    sift: Any = cv2
     places = np.arange(STEP / 2, SIDE, STEP)
     points = [cv2.KeyPoint(float(x), float(y), size / DIAMETERS, 0.0) for y in places for x in places for size in SIZES]
-    _, described = cv2.SIFT_create().compute(np.ascontiguousarray(grey), points)
+    _, described = sift.SIFT_create().compute(np.ascontiguousarray(grey), points)
     x = torch.from_numpy(np.asarray(described, dtype=np.float32))
     return (x / x.sum(1, keepdim=True).clamp_min(1e-12)).sqrt()
 

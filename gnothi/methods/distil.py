@@ -121,7 +121,7 @@ class Distil(Method):
     def loss(self, views: Views, outputs: Outputs, step: Step) -> tuple[dict[str, Tensor], Carry]:
         """The mean over crops and teachers."""
         where = self.where[views.index.cpu()]
-        told = [F.normalize(t[where].float().to(views.index.device), dim=1) for t in self.targets]
+        told = [F.normalize(t[where].to(outputs.online[0].said.prediction), dim=1) for t in self.targets]
         widths = [t.shape[1] for t in told]
         terms = [self._compare(x, i, told[i]) for b in outputs.online for i, x in enumerate(b.said.prediction.split(widths, 1))]
         kept = {f"vectors.{i}": t for i, t in enumerate(told)} if self.queues else {}

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+import gnothi
+from gnothi import transfer as library
+from gnothi.cli.root import cli
+from gnothi.contracts import Block, DataError, EncoderError, SettingError
+from gnothi.data.targets import Targets
+from gnothi.encoders import Encoder
+from gnothi.randomness import generator
+from gnothi.training.progress import Silent
+from gnothi.transfer import TransferSpec, baselines, transfer
+from gnothi.transfer.teachers import pooled, teachers
+
+QUICK = {"training": {"epochs": 1, "batch": 32, "precision": "fp32", "evaluate_every": "50%", "checkpoint_every": "4 steps"}, "views": {"size": 16}}
+
+
+def blobs(folder: Path, n: int = 240, name: str = "blobs.npz", labels: bool = True) -> tuple[str, np.ndarray]:
+    """Four kinds of pictures: a bright spot in one of the corners, on noise."""
+    g = generator(0, name)
+    kind = torch.arange(n) % 4
+    x = 60 * torch.rand(n, 3, 16, 16, generator=g)
+    for i, k in enumerate(kind.tolist()):
+        x[i, k % 3, 1 + 7 * (k // 2) : 8 + 7 * (k // 2), 1 + 7 * (k % 2) : 8 + 7 * (k % 2)] += 160
+    np.savez(folder / name, images=x.byte().numpy(), **({"labels": kind.numpy()} if labels else {}))
+    return str(folder / name), kind.numpy()
+
+
+def taught(
+    folder: Path, data: str, out: str = "run", names: Any = ("pixels",), settings: dict[str, Any] = QUICK, **more: Any
+) -> library.student.Transfer:
+    spec = TransferSpec.of({"k": 4, **more.pop("spec", {})})
+    return transfer(
+        list(names), data, out=folder / out, student="micro-resnet", spec=spec, settings=settings, cache=str(folder / "c"), progress=Silent(), **more
+    )
+
+
+def test_a_student_learns_the_clusters_of_a_teacher_it_does_not_resemble(tmp_path: Path) -> None:
+    data, kind = blobs(tmp_path, labels=False)
+    settings = {**QUICK, "training": {**QUICK["training"], "epochs": 15}, "views": {"size": 16, "flip": 0, "area": [0.7, 1]}}
+    done = taught(tmp_path, data, settings=settings)
+    targets, source = Targets.read(tmp_path / "run" / "targets.safetensors", "classes"), gnothi.data.open(data)
+    assert adjusted_rand_score(kind, targets.tensors["index"][targets.rows(source), 0, 0]) == 1
+    lines = [m for m in done.run.metrics if m.get("metric") == "held_out_accuracy"]
+    assert lines[-1]["value"] > 0.9 and lines[-1]["n"] == 24
+    assert done.run.verdict["verdict"] == "healthy"
+    encoder = gnothi.load(str(tmp_path / "run"))
+    x = encoder.embed_source(source)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    likeness = x @ x.T - 2 * np.eye(len(x))
+    assert (kind[likeness.argmax(1)] == kind).mean() > 0.95
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gnothi.training.learner import Learner
+
+    data, _ = blobs(tmp_path)
+    taught(tmp_path, data, "whole", spec={"loss": "compress"}, settings={**QUICK, "method": {"queue": 50}})
+    step = Learner.step
+
+    def stops(self: Learner) -> None:
+        if self.number == 5:
+            raise KeyboardInterrupt
+        step(self)
+
+    def again(resume: bool) -> None:
+        taught(tmp_path, data, "cut", spec={"loss": "compress"}, settings={**QUICK, "method": {"queue": 50}}, resume=resume)
+
+    monkeypatch.setattr(Learner, "step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        again(False)
+    monkeypatch.setattr(Learner, "step", step)
+    with pytest.raises(SettingError, match="is a run already; --resume"):
+        again(False)
+    again(True)
+    a, b = (gnothi.training.checkpoint.read(gnothi.training.checkpoint.newest(tmp_path / name))[0] for name in ("whole", "cut"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert any("queues" in k for k in a) and not any("targets" in k for k in a)
+    with pytest.raises(SettingError, match="holds targets of another setting"):
+        taught(tmp_path, data, "cut", spec={"loss": "seed"}, settings=QUICK, resume=True)
+
+
+def test_every_teacher_has_heads_of_its_own_and_clusters_of_other_images_label_these(tmp_path: Path) -> None:
+    data, _ = blobs(tmp_path)
+    other, _ = blobs(tmp_path, 120, "other.npz")
+    done = taught(tmp_path, data, names=["pixels", "colour"], spec={"heads": 2, "fit": other, "temperature": 0.1, "nearest": 3})
+    assert len(done.record["clusters"]) == 4 and all(c["fit"].startswith("4 clusters of 120 vectors") for c in done.record["clusters"])
+    targets = Targets.read(tmp_path / "run" / "targets.safetensors", "classes")
+    assert targets.tensors["index"].shape == (240, 4, 3)
+    book = library.Codebook.load(tmp_path / "run", "codebook-2")
+    expected = book.soft(gnothi.load("colour").embed_source(gnothi.data.open(data)), 0.1, 3)
+    assert np.array_equal(targets.tensors["index"][:, 2], expected[0])
+    np.testing.assert_allclose(targets.tensors["share"][:, 2], expected[1], atol=1e-6)
+
+
+def test_a_student_is_a_run_that_every_verb_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GNOTHI_CACHE", str(tmp_path / "c"))
+    data, _ = blobs(tmp_path)
+    command = ["transfer", "pixels", "--data", data, "--student", "micro-resnet", "--out", str(tmp_path / "run"), "-k", "4", "--json"]
+    command += [word for key in ("training.epochs=1", "training.batch=32", "views.size=16", "transfer.restarts=1") for word in ("--set", key)]
+    found = json.loads(CliRunner().invoke(cli, [*command, "--baseline", "shuffled", "--baseline", "teacher"], catch_exceptions=False).stdout)
+    assert found["transfer"]["clusters"][0]["k"] == 4 and Path(found["report"]).is_file()
+    assert [r["encoder"] for r in found["results"]] == [str(tmp_path / "run"), str(tmp_path / "run-shuffled"), "pixels"]
+    for verb in (
+        ["evaluate", "knn", str(tmp_path / "run"), "--data", data],
+        ["embed", str(tmp_path / "run"), data, "--out", str(tmp_path / "x.npy")],
+    ):
+        assert CliRunner().invoke(cli, verb, catch_exceptions=False).exit_code == 0
+    a, b = (Targets.read(tmp_path / name / "targets.safetensors", "classes").tensors["index"].flatten() for name in ("run", "run-shuffled"))
+    assert not torch.equal(a, b) and torch.equal(a.bincount(), b.bincount())
+    tried = json.loads(CliRunner().invoke(cli, [*command, "--try-k", "4,24"], catch_exceptions=False).stdout)["tried"]
+    assert [t["k"] for t in tried] == [4, 24] and tried[0]["agreement"] == pytest.approx(1) and tried[0]["suggested"]
+
+
+def test_baselines_differ_from_the_student_in_one_thing(tmp_path: Path) -> None:
+    data, _ = blobs(tmp_path)
+    folders = baselines(
+        ["regression", "seed", "supervised", "teacher"], ["pixels"], data, out=tmp_path / "run", spec=TransferSpec(k=4), student="micro-resnet",
+        settings={**QUICK, "method": {"smoothing": 0.1}}, cache=str(tmp_path / "c"), progress=Silent(),
+    )  # fmt: skip
+    specs = [json.loads((f / "spec.json").read_text())["settings"] for f in folders]
+    assert [f.name for f in folders] == ["run-regression", "run-seed", "run-supervised"]
+    assert [(s["method"]["name"], s["method"].get("loss")) for s in specs] == [("distil", "regression"), ("distil", "seed"), ("classify", None)]
+    assert specs[2]["method"]["targets"] is None
+    assert all(s["backbone"] == specs[0]["backbone"] and s["training"] == specs[0]["training"] and s["views"] == specs[0]["views"] for s in specs)
+
+
+# ---- teachers ------------------------------------------------------------------------------------
+def test_a_block_is_pooled_to_a_grid_as_asked() -> None:
+    maps = torch.randn(2, 6, 4, 4, generator=generator(0, "maps"))
+    block = Block(torch.ones(2, 6), torch.zeros(2, 6), maps.flatten(2).mT, (4, 4))
+    largest = torch.stack([maps[:, :, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2].amax((2, 3)) for r in range(2) for c in range(2)], 2)
+    torch.testing.assert_close(pooled(block, "max:2"), largest.flatten(1))
+    torch.testing.assert_close(pooled(block, "average:1"), maps.mean((2, 3)))
+    assert pooled(block, "pooled").all() and not pooled(block, "final").any()
+
+
+def test_a_teacher_may_speak_from_any_block(tmp_path: Path) -> None:
+    data, _ = blobs(tmp_path)
+    taught(tmp_path, data)
+    run, source = str(tmp_path / "run"), gnothi.data.open(data)
+    whole = gnothi.load(run)
+    many = len(whole.backbone.block_widths)
+    last, grid = teachers([run], -1, "average:1")[0], teachers([run], 0, "max:3")[0]
+    want = gnothi.contracts.Want(patches=True, blocks=(many - 1,))
+    encoding = whole.backbone(whole.prepare(source.array[:5]), want).blocks[many - 1]
+    torch.testing.assert_close(last.embed(source.array[:5]), encoding.patches.mean(1))
+    assert grid.dim == 9 * whole.backbone.block_widths[0] and grid.fingerprint != last.fingerprint != whole.fingerprint
+    with pytest.raises(SettingError, match=rf"--layer must lie between -{many} and {many - 1}"):
+        teachers([run], many)
+    with pytest.raises(SettingError, match="--pool must be pooled, final, max:G or average:G"):
+        teachers([run], 0, "max")
+    with pytest.raises(EncoderError, match="hog has no blocks to choose from"):
+        teachers(["hog"], 0)
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+def refused(tmp_path: Path, error: type[Exception], match: str, **more: Any) -> None:
+    data = more.pop("data", None) or blobs(tmp_path)[0]
+    with pytest.raises(error, match=match):
+        taught(tmp_path, data, **more)
+    assert not (tmp_path / "run" / "spec.json").exists()
+
+
+def test_mistakes_are_one_line_before_any_training(tmp_path: Path) -> None:
+    np.save(tmp_path / "few.npy", np.ones((7, 3), dtype=np.float32))
+    refused(tmp_path, EncoderError, "holds 7 vectors, this source has 240 images", names=[f"features:{tmp_path / 'few.npy'}"])
+    broken = np.ones((240, 3), dtype=np.float32)
+    broken[17, 1] = np.nan
+    np.save(tmp_path / "nan.npy", broken)
+    refused(tmp_path, DataError, "gives row 17 a vector that is not finite, though the image", names=[f"features:{tmp_path / 'nan.npy'}"])
+    refused(tmp_path, SettingError, "k must lie between 1 and the number of images, 240, got 500", spec={"k": 500})
+    refused(tmp_path, SettingError, r"transfer\.kk: no such setting; did you mean k\?", spec={"kk": 3})
+    refused(tmp_path, SettingError, "method.name is classify for transfer.loss=clusters, got simclr", settings={"method": {"name": "simclr"}})
+    with pytest.raises(SettingError, match="did you mean compress"):
+        library.check_baselines(["compres"])
+    with pytest.raises(SettingError, match="--try-k takes numbers"):
+        library.try_k(["pixels"], blobs(tmp_path)[0], "a,b", TransferSpec())
+
+
+def test_a_student_that_does_not_fit_is_refused_before_features_are_made(tmp_path: Path) -> None:
+    class Unwilling(Encoder):
+        name, dim, fingerprint = "unwilling", 3, "0" * 16
+
+        def prepare(self, images: Tensor) -> Tensor:
+            raise AssertionError("features were asked for")
+
+    data, _ = blobs(tmp_path)
+    settings = {**QUICK, "backbone": {"name": "micro-vit", "patch_size": 7}}
+    with pytest.raises(SettingError):
+        transfer([Unwilling()], data, out=tmp_path / "run", settings=settings, cache=str(tmp_path / "c"), progress=Silent())
