@@ -32,6 +32,7 @@ from gnothi.encoders.inputs import centre
 from gnothi.encoders.network import TEACHER_FIRST, NetworkEncoder
 from gnothi.evaluate.nearest import knn
 from gnothi.methods import METHODS
+from gnothi.methods.alone import Alone
 from gnothi.models import backbone as backbones
 from gnothi.randomness import generator, seeded
 from gnothi.recipes import spec
@@ -58,7 +59,8 @@ def build(resolved: Resolved, init: str | None = None) -> Objective:
         backbones.initialise(network, _weights(init))
     with seeded(s.seed, "init", 1):
         method = METHODS[s.method.name][1](network, s.method)  # type: ignore[arg-type]  # specs that are no MethodSpec, which only their own meet
-        method.meet(resolved.kept)
+        if isinstance(method, Alone):
+            method.meet(resolved.kept)
     auxiliaries = {}
     for i, (name, settings) in enumerate(s.auxiliary.items()):
         if settings.weight > 0:
@@ -77,7 +79,7 @@ def _weights(init: str) -> dict[str, Tensor]:
 
 def batches(resolved: Resolved, objective: Objective) -> Batches:
     """The views of every step."""
-    s = resolved.spec
+    s, method = resolved.spec, objective.method
     return Batches(
         resolved.kept,
         resolved.views,
@@ -90,7 +92,7 @@ def batches(resolved: Resolved, objective: Objective) -> Batches:
         extra={n: own for n, a in objective.auxiliaries.items() if (own := a.crops(resolved.views))},
         broken_fraction=s.data.broken_fraction,
         channels_last=s.training.channels_last,
-        order=objective.method.order(len(resolved.kept), s.training.batch or 0, s.seed),
+        order=method.order(len(resolved.kept), s.training.batch or 0, s.seed) if isinstance(method, Alone) else None,
     )
 
 
@@ -139,7 +141,7 @@ class Along:
         return self._judged(method, encoder) + self._knn(encoder)
 
     def _judged(self, method: Any, encoder: NetworkEncoder) -> list[dict[str, Any]]:
-        if not method.judges:
+        if not isinstance(method, Alone) or not method.judges:
             return []
         vectors = encoder.embed_source(self.source, self.held)
         whole = np.isfinite(vectors).all(1)

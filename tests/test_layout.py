@@ -17,7 +17,7 @@ ORDER = (
     "encoders", "evaluate", "pretrain", "transfer", "ensemble", "export", "report", "comparison", "demo", "cli",
 )  # fmt: skip
 """A module imports only from those before its own; `gnothi` itself stands for the version, which all may read."""
-SIBLINGS = {"methods": {"method"}, "auxiliary": {"auxiliary", "matching", "patches", "permutations"}}
+SIBLINGS = {"methods": {"method", "alone"}, "auxiliary": {"auxiliary", "matching", "patches", "permutations"}}
 """Packages whose files import no other file beside them, but these."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gnothi import distributed, losses
+from gnothi import distributed
 from gnothi.contracts import Branch, Carry, DataError, Outputs, Said, Source, Spec, Step, Views, Want
-from gnothi.data.order import Balanced, Order
+from gnothi.data.balanced import Balanced
+from gnothi.data.order import Order
 from gnothi.data.targets import Targets
-from gnothi.methods.method import Method, NoSpace
+from gnothi.methods.alone import Alone
 
 
 class ClassifySpec(Spec):
@@ -29,17 +31,33 @@ class ClassifySpec(Spec):
     """Crops of one size go through the network as one batch."""
 
 
-class Classify(Method):
+def class_rows(logits: Tensor, index: Tensor, share: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with few classes of many.
+
+    Args:
+        logits: [N, K].
+        index: [N, m] classes.
+        share: [N, m] what each is worth; rows sum to 1, or to 0 where nothing is known and nothing comes out.
+        smoothing: part of the target that all classes share alike.
+
+    Returns:
+        [N] in nats; log K where the logits are alike.
+    """
+    said = F.log_softmax(logits, dim=1)  # [N, K]
+    told = -(said.gather(1, index) * share).sum(1)
+    return told if smoothing == 0 else (1 - smoothing) * told - smoothing * share.sum(1) * said.mean(1)
+
+
+class Classify(Alone):
     """A linear head for each set of classes: a teacher's clusters, or those of another start of k-means."""
 
-    name, multi_crop, compares, judges = "classify", False, False, True
+    name, judges = "classify", True
     spec: ClassifySpec  # type: ignore[assignment]  # none of a MethodSpec's heads
     index: Tensor
     share: Tensor
 
     def __init__(self, backbone: nn.Module, spec: ClassifySpec) -> None:
-        nn.Module.__init__(self)
-        self.backbone, self.spec, self.slow, self.space = backbone, spec, None, NoSpace()  # type: ignore[assignment]
+        super().__init__(backbone, spec)
         self.heads = nn.ModuleList()
 
     def meet(self, source: Source) -> None:
@@ -80,7 +98,7 @@ class Classify(Method):
     def rows(self, logits: Tensor, index: Tensor, share: Tensor, smoothing: float) -> Tensor:
         """Cross-entropy of images, the mean over heads: [B, sum of classes], [B, heads, m] twice -> [B]."""
         parts = logits.split([head.out_features for head in self.heads], 1)  # type: ignore[misc]
-        return torch.stack([losses.class_rows(x, index[:, h], share[:, h], smoothing) for h, x in enumerate(parts)]).mean(0)
+        return torch.stack([class_rows(x, index[:, h], share[:, h], smoothing) for h, x in enumerate(parts)]).mean(0)
 
     def loss(self, views: Views, outputs: Outputs, step: Step) -> tuple[dict[str, Tensor], Carry]:
         """The mean over crops, heads and images; an image without a target counts as zero."""

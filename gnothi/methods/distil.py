@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gnothi import losses
 from gnothi.contracts import Branch, Carry, Outputs, Said, SettingError, Source, Spec, Step, Views, Want
 from gnothi.data.targets import Targets
-from gnothi.methods.method import Method, NoSpace
+from gnothi.losses import cosine_rows
+from gnothi.methods.alone import Alone
 from gnothi.randomness import generator
 
 Loss = Literal["regression", "compress", "seed"]
@@ -75,17 +75,48 @@ class Queue(nn.Module):
         self.place.add_(len(rows)).remainder_(k)
 
 
-class Distil(Method):
+def regression(students: Tensor, teachers: Tensor) -> Tensor:
+    """Mean squared distance of unit vectors (SimReg, arXiv 2201.05131): 2 - 2 cos, in [0, 4]. [N, D], [N, D] -> []."""
+    return 2 - 2 * cosine_rows(students, teachers).mean()
+
+
+def similarity_divergence(
+    students: Tensor, teachers: Tensor, anchors: Tensor, student_temperature: float, teacher_temperature: float, own: bool = False
+) -> tuple[Tensor, Tensor]:
+    """How differently student and teacher see their likeness to anchors (CompRess, arXiv 2010.14713; with ``own``, SEED, arXiv 2101.04731).
+
+    Args:
+        students: [N, D], any scale; only they take gradient.
+        teachers: [N, D].
+        anchors: [K, D] vectors of the teacher.
+        student_temperature: positive, of the student's softmax.
+        teacher_temperature: positive, of the teacher's.
+        own: the teacher's own vector of the image is one more anchor.
+
+    Returns:
+        KL(teacher || student) and the cross-entropy, means over rows, in nats; they differ by the teacher's entropy, without gradient.
+    """
+    s, t, a = F.normalize(students, dim=1), F.normalize(teachers.detach(), dim=1), F.normalize(anchors.detach(), dim=1)
+    said, told = s @ a.T, t @ a.T  # [N, K]
+    if own:
+        said, told = torch.cat([(s * t).sum(1, keepdim=True), said], 1), torch.cat([(t * t).sum(1, keepdim=True), told], 1)
+    log_p, log_q = (told / teacher_temperature).log_softmax(1), (said / student_temperature).log_softmax(1)
+    p = log_p.exp()
+    entropy = -(p * log_p.nan_to_num(neginf=0.0)).sum(1)
+    cross = -(p * log_q).sum(1)
+    return (cross - entropy).mean(), cross.mean()
+
+
+class Distil(Alone):
     """A head and a queue for each teacher, whose vectors of the centre of every image lie in a file."""
 
-    name, multi_crop, compares, judges = "distil", False, False, True
+    name, judges = "distil", True
     spec: DistilSpec  # type: ignore[assignment]  # none of a MethodSpec's heads
 
     def __init__(self, backbone: nn.Module, spec: DistilSpec) -> None:
-        nn.Module.__init__(self)
+        super().__init__(backbone, spec)
         if spec.targets is None:
             raise SettingError("method distil needs method.targets=FILE with vectors of a teacher; gnothi transfer --loss regression writes one")
-        self.backbone, self.spec, self.slow, self.space = backbone, spec, None, NoSpace()  # type: ignore[assignment]
         student, teacher = TEMPERATURES[spec.loss]
         self.temperatures = (spec.student_temperature or student, spec.teacher_temperature or teacher)
         self.heads, self.queues = nn.ModuleList(), nn.ModuleList()
@@ -129,10 +160,10 @@ class Distil(Method):
 
     def _compare(self, said: Tensor, teacher: int, told: Tensor) -> Tensor:
         if self.spec.loss == "regression":
-            return losses.regression(said, told)
+            return regression(said, told)
         queue: Queue = self.queues[teacher]  # type: ignore[assignment]
         anchors = queue.vectors.clone()  # the queue moves before some backward passes are done
-        divergence, cross = losses.similarity_divergence(said, told, anchors, *self.temperatures, own=self.spec.loss == "seed")
+        divergence, cross = similarity_divergence(said, told, anchors, *self.temperatures, own=self.spec.loss == "seed")
         return cross if self.spec.loss == "seed" else divergence
 
     @torch.no_grad()

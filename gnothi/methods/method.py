@@ -12,8 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gnothi.contracts import Branch, Carry, Encoding, Outputs, Said, Source, Spec, Step, Views, Want
-from gnothi.data.order import Order
+from gnothi.contracts import Branch, Carry, Encoding, Outputs, Said, Spec, Step, Views, Want
 from gnothi.models.heads import Head, Norm
 from gnothi.models.teacher import Statistics, batch_statistics, follow, twin
 from gnothi.schedules import cosine
@@ -148,21 +147,6 @@ class Space(nn.Module):
             follow(self.slow, self.head, momentum)
 
 
-class NoSpace(Space):
-    """Nothing is compared, so nothing is said."""
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-        self.slow = None
-
-    def momentum(self, step: Step) -> None:
-        """There is no teacher."""
-
-    def say(self, features: list[Tensor], head: Callable[[Tensor], Said] | None = None) -> list[Said]:
-        """No head, no words: []."""
-        return []
-
-
 def pick(targets: Tensor, index: Tensor | None) -> Tensor:
     """Partners of all rows."""
     return targets if index is None else targets[index]
@@ -184,8 +168,6 @@ class Method(nn.Module):
     """The loss is a mean over images, so a batch may be split into micro-batches."""
     compares: ClassVar[bool] = True
     """It compares two views of an image in its Space; otherwise one view will do, and auxiliaries must be such as work alone."""
-    judges: ClassVar[bool] = False
-    """It has something to say of single images that do not train: ``judge``."""
     autocast: torch.dtype = torch.float32
     """Of the backbone's matrix products. Heads and losses stay in float32: cosines over a temperature are too fine for less."""
 
@@ -198,25 +180,6 @@ class Method(nn.Module):
     def fresh_space(self, width: int, **changes: Any) -> Space:
         """A new Space of this method's kind, with some of its settings changed."""
         return self.space_type(width, type(self.spec)(**{**self.spec.model_dump(), **changes}) if changes else self.spec)
-
-    def meet(self, source: Source) -> None:
-        """Learn what there is to know of the images that train besides their pixels; once, before training.
-
-        Raises:
-            DataError: something is not known of one of them.
-        """
-
-    def order(self, n: int, batch: int, seed: int) -> Order | None:
-        """The order in which it wants to meet the n rows; None for permutations."""
-        return None
-
-    def diagnose(self, views: Views, step: Step) -> dict[str, float]:
-        """Measures of a batch for the lines of health, the same on every process; called in evaluation mode, without gradient. Nothing moves."""
-        return {}
-
-    def judge(self, vectors: Tensor, source: Source) -> dict[str, Tensor]:
-        """Measures of images that do not train, [N] each by name, given the backbone's vectors of them [N, D]."""
-        return {}
 
     def groups(self) -> tuple[Group, ...]:
         """Parameters that need a rate of their own; all others take the recipe's."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnothi.contracts import Carry, Outputs, Spec, Step, Views, Want
-from gnothi.methods.method import Method, NoSpace
+from gnothi.methods.alone import Alone
 
 
 class NoneSpec(Spec):
@@ -16,15 +16,10 @@ class NoneSpec(Spec):
     name: Literal["none"] = "none"
 
 
-class NoMethod(Method):
+class NoMethod(Alone):
     """A network, and neither head, loss nor teacher; its own views are not even encoded."""
 
-    name, multi_crop, compares = "none", False, False
-
-    def __init__(self, backbone: nn.Module, spec: NoneSpec) -> None:
-        nn.Module.__init__(self)
-        self.backbone, self.slow, self.space = backbone, None, NoSpace()
-        self.spec = spec  # type: ignore[assignment]  # none of the settings that a MethodSpec has would mean anything
+    name = "none"
 
     def forward(self, views: Views, want: Want, step: Step) -> Outputs:
         """Nothing: auxiliaries that work alone make their own passes."""

@@ -86,8 +86,8 @@ class Head(nn.Module):
 
     def prototypes(self) -> Tensor:
         """[K, P], as they are compared with; only where there are any."""
-        assert self.last is not None
-        return F.normalize(self.last.weight, dim=-1) if self.weight_norm else self.last.weight
+        weight: Tensor = self.last.weight  # type: ignore[union-attr]
+        return F.normalize(weight, dim=-1) if self.weight_norm else weight
 
     def project(self, features: Tensor) -> Tensor:
         """[B, D] -> [B, P], of unit length where there are prototypes."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gnothi.contracts import Step, Views
 from gnothi.methods import Method
+from gnothi.methods.alone import Alone
 from gnothi.training.objective import Objective
 
 
@@ -82,7 +83,8 @@ def measure(method: Method, sample: Tensor, step: Step) -> dict[str, float]:
 def diagnose(objective: Objective, views: Views, step: Step) -> dict[str, float]:
     """What method and auxiliaries measure on a batch, by their names, in evaluation mode; nothing moves."""
     with evaluating(objective):
-        found = {objective.method.name: objective.method.diagnose(views, step)}
+        method = objective.method
+        found = {method.name: method.diagnose(views, step)} if isinstance(method, Alone) else {}
         found |= {name: auxiliary.diagnose(objective.method, views, step) for name, auxiliary in objective.auxiliaries.items()}
     return {f"{name}_{key}": value for name, values in found.items() for key, value in values.items()}
 

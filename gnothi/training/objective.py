@@ -67,11 +67,8 @@ class Objective(nn.Module):
 
     def weights(self, step: Step) -> dict[str, float]:
         """Weight of every term in this step."""
-        weights = dict(self.method.weights(step))
-        for name, auxiliary in self.auxiliaries.items():
-            if self.begun(name, step):
-                weights |= auxiliary.weights(step)
-        return weights
+        beside = [a.weights(step) for name, a in self.auxiliaries.items() if self.begun(name, step)]
+        return {key: weight for weights in (self.method.weights(step), *beside) for key, weight in weights.items()}
 
     def frozen(self, step: Step) -> list[nn.Parameter]:
         """Parameters that must not move in this step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from gnothi.contracts import Spec
@@ -34,19 +34,13 @@ class CropSpec(Spec):
     photometric: PhotometricSpec = PhotometricSpec()
     """What happens to the colours."""
 
-    @field_validator("area")
+    @field_validator("area", "aspect")
     @classmethod
-    def _area(cls, area: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(f"must be two numbers with 0 < smallest <= largest <= 1, got {area[0]}, {area[1]}")
-        return area
-
-    @field_validator("aspect")
-    @classmethod
-    def _aspect(cls, aspect: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < aspect[0] <= aspect[1]:
-            raise ValueError(f"must be two numbers with 0 < smallest <= largest, got {aspect[0]}, {aspect[1]}")
-        return aspect
+    def _range(cls, pair: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        bound = " <= 1" if info.field_name == "area" else ""
+        if not 0 < pair[0] <= pair[1] or (bound and pair[1] > 1):
+            raise ValueError(f"must be two numbers with 0 < smallest <= largest{bound}, got {pair[0]}, {pair[1]}")
+        return pair
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import toys
 from torch import Tensor
 from torch.nn import functional as F
 
-from gnothi import losses
 from gnothi.contracts import Carry, DataError, SettingError, Source, Want
 from gnothi.data import ArraySource
 from gnothi.data.targets import Targets, keys
 from gnothi.methods import METHODS, Method
-from gnothi.methods.distil import Queue
+from gnothi.methods.classify import class_rows
+from gnothi.methods.distil import Queue, regression, similarity_divergence
 from gnothi.randomness import generator, seeded
 from gnothi.recipes.resolve import resolve
 from gnothi.training.objective import Objective
@@ -62,14 +62,14 @@ def test_classes_that_share_equal_a_slow_loop(smoothing: float) -> None:
         for c, p in zip(i, s, strict=True):
             target[c] += (1 - smoothing) * p
         expected.append(oracles.cross_entropy(row, target, 1.0))
-    np.testing.assert_allclose(losses.class_rows(logits, index, share, smoothing), expected, rtol=1e-12)
+    np.testing.assert_allclose(class_rows(logits, index, share, smoothing), expected, rtol=1e-12)
     assert expected[5] == 0
 
 
 @pytest.mark.parametrize("k", [701, 1000, 2000, 10000])
 def test_alike_logits_give_the_logarithm_of_the_classes(k: int) -> None:
     zeros = torch.zeros(3, k)
-    found = losses.class_rows(zeros, torch.tensor([[0], [5], [k - 1]]), torch.ones(3, 1))
+    found = class_rows(zeros, torch.tensor([[0], [5], [k - 1]]), torch.ones(3, 1))
     np.testing.assert_allclose(found, math.log(k), rtol=1e-5)
 
 
@@ -78,7 +78,7 @@ def test_the_numbers_of_clusters_mean_nothing() -> None:
     order = torch.tensor([3, 0, 4, 1, 2])  # new number of each class
     renamed = torch.empty_like(logits)
     renamed[:, order] = logits
-    torch.testing.assert_close(losses.class_rows(logits, index, share), losses.class_rows(renamed, order[index], share))
+    torch.testing.assert_close(class_rows(logits, index, share), class_rows(renamed, order[index], share))
 
 
 ANCHORS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
@@ -87,22 +87,22 @@ TEACHER, STUDENT = torch.tensor([[0.8, 0.6]], dtype=torch.float64), torch.tensor
 
 @pytest.mark.parametrize(("temperature", "expected"), [(0.04, 5.2745), (0.07, 3.6082), (0.2, 1.4429), (1.0, 0.10699)])
 def test_divergence_over_a_queue_in_numbers(temperature: float, expected: float) -> None:
-    found, _ = losses.similarity_divergence(STUDENT, TEACHER, ANCHORS, temperature, temperature)
+    found, _ = similarity_divergence(STUDENT, TEACHER, ANCHORS, temperature, temperature)
     assert float(found) == pytest.approx(expected, abs=1e-4)
-    same, _ = losses.similarity_divergence(3 * TEACHER, TEACHER, ANCHORS, temperature, temperature)
+    same, _ = similarity_divergence(3 * TEACHER, TEACHER, ANCHORS, temperature, temperature)
     assert float(same) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(("teacher", "expected"), [(1e-4, 2.4121), (0.01, 2.3941)])
 def test_cross_entropy_with_the_teacher_s_own_vector_in_numbers(teacher: float, expected: float) -> None:
-    _, found = losses.similarity_divergence(STUDENT, TEACHER, ANCHORS, 0.2, teacher, own=True)
+    _, found = similarity_divergence(STUDENT, TEACHER, ANCHORS, 0.2, teacher, own=True)
     assert float(found) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_likeness_to_anchors_equals_a_slow_loop_and_teaches_the_student_only(own: bool) -> None:
     s, t, a = toys.spherical(4, 5, 0).requires_grad_(), toys.spherical(4, 5, 1).requires_grad_(), toys.spherical(7, 5, 2)
-    divergence, cross = losses.similarity_divergence(s, t, a, 0.1, 0.3, own)
+    divergence, cross = similarity_divergence(s, t, a, 0.1, 0.3, own)
     told, said = [], []
     for u, v in zip(oracles.plain(s), oracles.plain(t), strict=True):
         others = ([v] if own else []) + oracles.plain(a)
@@ -117,11 +117,11 @@ def test_likeness_to_anchors_equals_a_slow_loop_and_teaches_the_student_only(own
 
 def test_regression_is_the_squared_distance_of_unit_vectors() -> None:
     e = torch.eye(2, dtype=torch.float64)
-    assert float(losses.regression(STUDENT, TEACHER)) == pytest.approx(0.8)
-    assert float(losses.regression(e[:1], e[1:])) == 2 and float(losses.regression(e, -e)) == 4
+    assert float(regression(STUDENT, TEACHER)) == pytest.approx(0.8)
+    assert float(regression(e[:1], e[1:])) == 2 and float(regression(e, -e)) == 4
     a, b = toys.spherical(5, 3), toys.spherical(5, 3, 1)
     expected = (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean()
-    torch.testing.assert_close(losses.regression(7 * a, 0.1 * b), expected)
+    torch.testing.assert_close(regression(7 * a, 0.1 * b), expected)
 
 
 # ---- queue ---------------------------------------------------------------------------------------
@@ -167,10 +167,10 @@ def test_distillation_compares_each_image_with_its_own_vectors(tmp_path: Path, l
         for i, head in enumerate(method.heads):
             said, told = head(method.backbone(crop).pooled), tensors[f"vectors.{i}"][views.index].double()
             if loss == "regression":
-                values.append(losses.regression(said, told).item())
+                values.append(regression(said, told).item())
             else:
                 t = (0.04, 0.04) if loss == "compress" else (0.2, 0.01)
-                pair = losses.similarity_divergence(said, told, method.queues[i].vectors, *t, own=loss == "seed")
+                pair = similarity_divergence(said, told, method.queues[i].vectors, *t, own=loss == "seed")
                 values.append(pair[loss == "seed"].item())
     assert terms["distil"].item() == pytest.approx(oracles.mean(values), rel=1e-5)
     assert (carry.rows == {}) == (loss == "regression")

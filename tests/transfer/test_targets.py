@@ -10,7 +10,7 @@ from PIL import Image
 from gnothi.contracts import DataError
 from gnothi.data import ArraySource, Subset
 from gnothi.data import open as open_data
-from gnothi.data.order import Balanced
+from gnothi.data.balanced import Balanced
 from gnothi.data.targets import Targets, keys
 from gnothi.randomness import generator
 from gnothi.transfer.clusters import Codebook, Fit
