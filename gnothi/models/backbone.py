@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gnothi.contracts import Block, Encoding, SettingError, Spec, Want, did_you_mean
 from gnothi.models.adopted import adopt
+from gnothi.models.alexnet import AlexNet, NormedAlexNet
 from gnothi.models.micro_resnet import MicroResNet
 from gnothi.models.micro_vit import MicroViT, cells
 from gnothi.models.weights import flops, initialise, parameters, weights
@@ -37,7 +38,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-MICRO: dict[str, type[nn.Module]] = {"micro-resnet": MicroResNet, "micro-vit": MicroViT}
+MICRO: dict[str, type[nn.Module]] = {"micro-resnet": MicroResNet, "micro-vit": MicroViT, "alexnet": AlexNet, "alexnet-bn": NormedAlexNet}
 LEAST_CELLS, MOST_CELLS = 7, 32
 """Cells a side of a derived patch grid: what 224 pixels give with patches of 32, and what is still affordable (1,024 tokens)."""
 SMALL = 64
@@ -49,7 +50,7 @@ class BackboneSpec(Spec):
     """The network that learns."""
 
     name: str = "micro-resnet"
-    """micro-resnet, micro-vit, or any timm name."""
+    """micro-resnet, micro-vit, alexnet, alexnet-bn, or any timm name."""
     stem: str | None = None
     """First layers of a ResNet: "cifar" (3x3 of stride 1, no max-pool) or "plain" (timm's). None: cifar up to 64 pixels, unless pretrained."""
     patch_size: int | None = Field(default=None, ge=1)
@@ -93,6 +94,8 @@ def _micro(spec: BackboneSpec, channels: int, size: int) -> nn.Module:
     given: dict[str, Any] = {"channels": channels}
     if vit:
         given |= {"size": size, "patch_size": spec.patch_size or patch_size(size, 16), "drop_path": spec.drop_path, "mask_token": spec.mask_token}
+    if issubclass(kind, AlexNet):
+        given["size"] = size
     for setting in ("patch_size", "drop_path", "mask_token"):
         _refuse(spec, setting, "it is a convolutional network; micro-vit has it", unless=vit)
     known = inspect.signature(kind).parameters

@@ -139,6 +139,7 @@ def test_a_balanced_epoch_gives_every_class_as_many_rows() -> None:
     first, second = order.rows(0), order.rows(1)
     counts = torch.bincount(labels[first], minlength=3).tolist()
     assert sum(counts) == 100 and all(32 <= c <= 34 for c in counts)
+    assert len(labels[first[:30]].unique()) == 3  # mixed, not class by class
     large = first[labels[first] == 0]
     assert len(large.unique()) == len(large)
     assert not torch.equal(first, second) and torch.equal(first, Balanced(labels, 100, 0).rows(0))
