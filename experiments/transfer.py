@@ -4,7 +4,7 @@
         [--clusters K,K] [--fit DATA] [--out FOLDER] [--test DATA]
 
 Arms: the teacher; the student trained on the pretext task itself; the student taught by the teacher's clusters, by HOG's and by bow-sift's, by
-shuffled labels, by regression, CompRess and SEED, and by the data's own labels; each number of ``--clusters``; and clusters of the images of ``--fit``.
+shuffled labels, by regression, CompRess and SEED, and by the data's own labels; each number of ``--clusters``; clusters of the images of ``--fit``.
 Runs lie in the folder, results in its results.json; a second call goes on. Photographs at 96 px, ResNet-50 to ResNet-18 and 200 epochs want a GPU;
 5,000 images at 32 px, resnet18 to micro-resnet and 20 epochs are for two cores.
 """

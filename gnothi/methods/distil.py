@@ -25,7 +25,7 @@ class DistilSpec(Spec):
 
     name: Literal["distil"] = "distil"
     targets: str | None = None
-    """File of the teachers' vectors, which `gnothi transfer --loss` writes."""
+    """File of the teachers' vectors, which `gnothi transfer` writes where it is to distil."""
     loss: Loss = "regression"
     """"regression" (SimReg): the vector itself; "compress" (CompRess, one queue): likeness to a queue of the teacher's vectors of other images;
     "seed" (SEED): the same with the teacher's vector of the image among them."""
