@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gnothi.contracts import DataError, SettingError
 from gnothi.ensemble import COMBINERS, Ensemble, fit
-from gnothi.ensemble.members import exponent
+from gnothi.ensemble.members import exponent, moments
 from gnothi.evaluate import knn
 from gnothi.randomness import generator
 
@@ -134,6 +134,16 @@ def test_variances_under_the_floor_are_not_made_large() -> None:
     features[0][:, 8] = 1e-9 * torch.randn(400, generator=generator(0, "dust"), dtype=torch.float64)
     found = fit(features, "pca", power=0.0, width=37, floor=1e-4).transform(features)
     assert float(found[:, -1].square().mean()) < 1e-6 and float(found[:, 0].square().mean()) == pytest.approx(1)
+
+
+def test_moments_in_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first block is not like the others."""
+    monkeypatch.setattr("gnothi.ensemble.members.BLOCK", 64)
+    features = [x[x[:, 0].argsort()] for x in drawn()]
+    monkeypatch.setattr("gnothi.ensemble.members.blocks", lambda n: (slice(i, min(i + 64, n)) for i in range(0, n, 64)))
+    mean, covariance = moments(features)
+    assert np.allclose(mean.numpy(), together(features).mean(0))
+    assert np.allclose(covariance.numpy(), np.cov(together(features), rowvar=False, bias=True))
 
 
 # ---- what must change nothing ----------------------------------------------------------------------

@@ -286,8 +286,10 @@ def test_a_fit_that_gains_nothing_on_held_out_rows_ends_and_keeps_the_best_netwo
     assert float(made.losses(some, made.codes(some)).sum(1).mean()) == pytest.approx(min(held), rel=1e-9)
 
 
-def test_no_more_rows_are_fitted_than_asked() -> None:
-    assert len(descent(drawn(), most=50, holdout=0, **SMALL).trained[0]) == 50
+def test_no_more_rows_are_fitted_than_asked_and_none_that_is_held_out() -> None:
+    rows = descent(drawn(), most=50, holdout=0.2, **SMALL).trained[0]
+    held = torch.randperm(200, generator=generator(0, "ensemble rows"))[:10]
+    assert len(rows.unique()) == 40 and not set(rows.tolist()) & set(held.tolist())
 
 
 def test_a_row_keeps_the_member_it_explains_worst() -> None:

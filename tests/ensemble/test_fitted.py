@@ -22,12 +22,13 @@ MEMBERS = ["hog", "colour"]
 QUICK = {"epochs": 2, "hidden": 16, "width": 8, "batch": 32}
 
 
-def drawn(n: int = 60, seed: int = 0, channels: int = 3) -> ArraySource:
-    """Images whose colour goes with their class."""
+def drawn(n: int = 60, seed: int = 0, channels: int = 3, tint: float = 0) -> ArraySource:
+    """Images whose colour goes with their class, more or less."""
     g = generator(seed, "images")
     labels = torch.arange(n) % 3
     base = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200]])[labels, :channels]
     noise = 60 * torch.randn(n, channels, 16, 16, generator=g)
+    noise += tint * torch.randn(n, channels, 1, 1, generator=g)
     return ArraySource((base[:, :, None, None] + noise).clamp(0, 255).byte(), labels, ("a", "b", "c"))
 
 
