@@ -18,7 +18,7 @@ from gnothi.ensemble.amortised import Amortised, AmortisedSpec, amortised
 from gnothi.ensemble.best import BestSpec, Known, best
 from gnothi.ensemble.descending import descent
 from gnothi.ensemble.descent import Descent, DescentSpec
-from gnothi.ensemble.members import BLOCK, Features, blocks, check, eigen, exponent, moments, rows_of
+from gnothi.ensemble.members import BLOCK, Features, blocks, check, exponent, rows_of, spectrum
 from gnothi.recipes.spec import mistake
 from gnothi.training.checkpoint import digest
 
@@ -191,5 +191,5 @@ def settings_of(combiner: str, settings: dict[str, Any]) -> Spec:
 def _exponent(made: Ensemble, features: Features) -> float | None:
     """The power of the spectrum, from the first rows; None where there is none to speak of."""
     few = [x[:SAMPLE] for x in features]
-    found = exponent(made.transform(few), eigen(moments(few)[1])[0])
+    found = exponent(made.transform(few), spectrum(few))
     return found if math.isfinite(found) else None

@@ -13,7 +13,7 @@ from gnothi.ensemble.best import Known
 from gnothi.ensemble.closed import Linear
 from gnothi.ensemble.decoders import Decoders, by_member, dropped
 from gnothi.ensemble.descent import Descent, DescentSpec
-from gnothi.ensemble.members import Features, blocks, eigen, exponent, moments, rows_of
+from gnothi.ensemble.members import Features, blocks, exponent, moments, rows_of, spectrum
 from gnothi.ensemble.rows import OPTIMISERS
 from gnothi.ensemble.scaling import scaling
 from gnothi.randomness import generator, seeded
@@ -53,11 +53,11 @@ def finish(model: Descent, features: Features, history: list[dict[str, float]]) 
         model.finish = closed.pca([more], closed.PCASpec(power=model.spec.power))
     some = [rows_of(x, rows) for x in features]
     codes = model.codes(some)
-    spectrum = eigen(moments(some)[1])[0]
+    eigenvalues = spectrum(some)
     model.log = {
         "history": history,
-        "codes_exponent": exponent(codes, spectrum),
-        "trained_exponent": exponent(trained, spectrum),
+        "codes_exponent": exponent(codes, eigenvalues),
+        "trained_exponent": exponent(trained, eigenvalues),
         "loss_by_member": model.losses(some, codes).mean(0).tolist(),
         "trained_loss_by_member": model.losses(some, trained).mean(0).tolist(),
         "cosine_to_trained": float(torch.cosine_similarity(codes, trained, dim=1).mean()),

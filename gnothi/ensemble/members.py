@@ -89,6 +89,14 @@ def eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors * torch.where(largest < 0, -1.0, 1.0)
 
 
+def spectrum(features: Features) -> Tensor:
+    """Eigenvalues of the covariance of the concatenation at unit length, largest first: as many as there are rows or numbers, whichever are fewer."""
+    x = torch.cat([unit(f, slice(None)).double() for f in features], dim=1)
+    x = x - x.mean(0)
+    products = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    return torch.linalg.eigvalsh(products).flip(0).clamp(min=0) / len(x)
+
+
 def exponent(codes: Tensor, spectrum: Tensor) -> float:
     """The power p for which the singular values of codes are those of the features to the power p: a slope between logarithms.
 
@@ -102,7 +110,7 @@ def exponent(codes: Tensor, spectrum: Tensor) -> float:
         The least-squares slope over the ranks that both have; nan where there are fewer than two.
     """
     centred = codes.double() - codes.double().mean(0)
-    own = eigen(centred.T @ centred / len(codes))[0]
+    own = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp(min=0) / len(codes)
     ranks = min(len(own), len(spectrum))
     own, spectrum = own[:ranks], spectrum[:ranks]
     kept = (own > 1e-10 * own[0]) & (spectrum > 1e-10 * spectrum[0])
