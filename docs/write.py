@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import tables
 import click
+import tables
 from click.testing import CliRunner
 
 from gnothi.auxiliary import AUXILIARIES

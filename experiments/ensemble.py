@@ -5,8 +5,9 @@
 
 FOLDER holds train.npz and test.npz with `images` and `labels`. Members are micro ResNets, trained where --out does not hold them yet: SimCLR, BYOL,
 VICReg and SimCLR with rotation, a seed each, and SimCLR with further seeds. An arm is table/SET/METRIC/K/SEED (SET: mixed, seeds, alone or crafted),
-steps/SEED, grid/NAME/SEED or transfer/DATA/SEED (a ":" in DATA stands for "/"); by default all. Combiners are chosen, fitted and selected on training
-images only. Resumable: what stands in the results is not run again. With 20 epochs, training takes about ten minutes a member on one core.
+steps/SEED, grid/NAME/SEED or transfer/DATA/SEED (a ":" in DATA stands for "/"); by default all. Combiners are fitted on training images only; arms
+are measured on the test split, so no default may be chosen by them. Resumable: what stands in the results is not run again. With 20 epochs, training
+takes about ten minutes a member on one core.
 """
 
 from __future__ import annotations

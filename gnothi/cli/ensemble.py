@@ -22,7 +22,7 @@ SETTINGS = click.option(
 def ensemble() -> None:
     """Combine several encoders into one representation, which is an encoder itself.
 
-    One encoder alone may be named, too: its spectrum then changes, which is often worth more than it costs.
+    One encoder alone may be named, too: its spectrum then changes, and with it what its nearest neighbours are.
     """
 
 
