@@ -46,11 +46,11 @@ def divided(data: str, assignments: tuple[str, ...]) -> tuple[Any, dict[str, Any
 def fit(encoders: tuple[str, ...], data: str, out: str, assignments: tuple[str, ...], device: str | None, as_json: bool, **chosen: Any) -> None:
     """Fit a combiner to the features of several encoders.
 
-    DIR is then the name of an encoder, for every verb that takes one.
+    DIR is then the name of an encoder, for every verb that takes one; evaluate knn DIR and the members side by side says what it gives.
 
     \b
     gnothi ensemble fit runs/a runs/b hog --data my-images --out runs/together
-    gnothi evaluate knn runs/together runs/a runs/b --data my-images
+    gnothi ensemble fit runs/a runs/b --data photos --combiner descent --out runs/together
     """  # noqa: D301
     from gnothi.ensemble import make
     from gnothi.training.progress import counted
