@@ -49,19 +49,22 @@ def photos_methods() -> str:
 
 # ---- CIFAR-10 ------------------------------------------------------------------------------------
 def cifar() -> str:
-    """Ours beside lightly's at equal epochs, and ours in lightly's time."""
+    """Ours beside lightly's at equal epochs, and lightly's in our time."""
     rows = results("cifar_methods")
     lines = [
-        "| method | gnothi | lightly's recipe | difference | gnothi in lightly's time | seconds (gnothi, lightly) |",
-        "|---|---|---|---|---|---|",
+        "| method | gnothi | lightly's recipe | difference | lightly's in our time | by components (both) | processor seconds (both) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for method in (m for m in METHODS if m != "none"):
         ours, theirs, timed = (_seeds(rows, kind, method) for kind in ("gnothi", "lightly", "time"))
         if ours or theirs:
             less = f"{_mean(ours) - _mean(theirs):+.3f}" if ours and theirs else ""
-            seconds = ", ".join(f"{statistics.fmean(r['seconds'] for r in part):.0f}" for part in (ours, theirs) if part)
-            lines.append(f"| {method} | {_said(ours)} | {_said(theirs)} | {less} | {_said(timed)} | {seconds} |")
-    lines += [f"| {name} | {interval(rows[name])} | | | | |" for name in ("pixels", "untrained") if name in rows]
+            pairs = (
+                ", ".join(f"{_mean(part, k):{form}}" for part in (ours, theirs) if part) for k, form in (("spectral", ".3f"), ("processor", ".0f"))
+            )
+            epochs = f"; {timed[0]['epochs']} epochs" if timed else ""
+            lines.append(f"| {method} | {_said(ours)} | {_said(theirs)} | {less} | {_said(timed)}{epochs} | {' | '.join(pairs)} |")
+    lines += [f"| {name} | {interval(rows[name])} | | | | {rows[name]['spectral']:.3f} | |" for name in ("pixels", "untrained") if name in rows]
     return "\n".join(lines) if rows else "Not run yet."
 
 
@@ -69,8 +72,8 @@ def _seeds(rows: dict[str, Any], kind: str, method: str) -> list[dict[str, Any]]
     return [row for arm, row in rows.items() if arm.split()[:2] == [kind, method]]
 
 
-def _mean(rows: list[dict[str, Any]]) -> float:
-    return statistics.fmean(r["value"] for r in rows)
+def _mean(rows: list[dict[str, Any]], key: str = "value") -> float:
+    return statistics.fmean(r[key] for r in rows)
 
 
 def _said(rows: list[dict[str, Any]]) -> str:

@@ -1,18 +1,21 @@
-"""Every method on CIFAR-10 beside lightly's own recipe: equal images, backbone and epochs, and ours again in lightly's time.
+"""Every method on CIFAR-10 beside lightly's own recipe: equal images, backbone and epochs, and lightly in our time.
 
-    python -m experiments.cifar_methods [ARM ...] [--data FOLDER] [--epochs N] [--threads N]
+    python -m experiments.cifar_methods [ARM ...] [--data FOLDER] [--out FOLDER] [--epochs N] [--threads N]
 
-The first 1,000 training images of each class, a micro ResNet, 20 epochs, k-NN (k=200, T=0.1) on all 10,000 test images at the last epoch. An arm is
-`pixels`, `untrained`, `gnothi METHOD SEED`, `lightly METHOD SEED` or `time METHOD SEED` (gnothi for the seconds that lightly took in this file); by
-default all of them: three seeds for SimCLR, BYOL and DINO (lightly: SimCLR), one for the others. FOLDER holds train.npz and test.npz with `images`
-and `labels`. Resumable: what stands in results/cifar_methods.json is not run again. Five to fifteen minutes an arm on one core.
+The first 1,000 training images of each class, a micro ResNet, 20 epochs, k-NN (k=200, T=0.1) on all 10,000 test images at the last epoch; also on
+the features' principal components with a power of 0.25 (`gnothi ensemble fit` of one encoder, fitted on training images without labels). An arm is
+`pixels`, `untrained`, `gnothi METHOD SEED`, `lightly METHOD SEED` or `time METHOD SEED`: lightly for as many epochs as it does in the processor
+seconds of our run. By default all of them: three seeds for SimCLR, BYOL and DINO (lightly: SimCLR), one for the others. lightly's backbone computes
+in the precision and memory format of ours. FOLDER of --data holds train.npz and test.npz with `images` and `labels`; --out keeps our runs.
+Resumable: what stands in results/cifar_methods.json is not run again. Five to fifteen minutes an arm on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
+import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from gnothi import evaluate
-from gnothi.contracts import Pixels
+from gnothi import ensemble, evaluate
+from gnothi.contracts import Encoder, Pixels
+from gnothi.data import DataSpec
 from gnothi.encoders import load
 from gnothi.encoders.network import NetworkEncoder
+from gnothi.evaluate.run import Part, split, vectors_of
 from gnothi.methods import METHODS
 from gnothi.models import backbone as backbones
 from gnothi.models.backbone import BackboneSpec
 from gnothi.pretrain import train
+from gnothi.recipes.resolve import resolve
 from gnothi.training.checkpoint import write_text
 
 RESULTS = Path(__file__).parent / "results" / "cifar_methods.json"
@@ -46,35 +52,57 @@ class Study:
     epochs: int
     threads: int
     folder: Path
+    """Keeps our runs."""
 
-    def measured(self, encoder: Any) -> dict[str, Any]:
-        r = evaluate.run("knn", [encoder], f"{self.data}@train", f"{self.data}@test", k=200, temperature=0.1, cache=str(self.folder / "features"))[0]
-        return {k: round(v, 4) if isinstance(v, float) else v for k, v in r.to_dict().items() if k in ("value", "low", "high", "n", "protocol")}
+    def measured(self, encoder: Encoder) -> dict[str, Any]:
+        """k-NN on the features as they are, and on their principal components."""
+        rows = split(f"{self.data}@train", f"{self.data}@test", DataSpec(), 0)
+        x, y = (self.vectors(encoder, part) for part in (rows.train, rows.test))
+        flat = ensemble.fit([x], "pca")
+        plain, spectral = (
+            evaluate.knn(a, rows.train.labels, b, rows.test.labels, 200, 0.1) for a, b in ((x, y), (flat.transform([x]), flat.transform([y])))
+        )
+        own = {k: round(getattr(plain, k), 4) for k in ("value", "low", "high")}
+        return {**own, "spectral": round(spectral.value, 4), "n": plain.n, "protocol": plain.protocol}
 
-    def gnothi(self, method: str, seed: int, epochs: float | None = None) -> dict[str, Any]:
-        out = self.folder / f"{method}-{seed}-{epochs}"
-        training = {"epochs": epochs or self.epochs, "threads": self.threads, "evaluate_every": "100%"}
+    def vectors(self, encoder: Encoder, part: Part) -> np.ndarray:
+        return vectors_of(encoder, part, str(self.folder / "features"), None)
+
+    def gnothi(self, method: str, seed: int) -> dict[str, Any]:
+        out = self.folder / f"{method}-{seed}"
+        shutil.rmtree(out, ignore_errors=True)  # of an arm that was cut off: its processor time would be a part
+        training = {"epochs": self.epochs, "threads": self.threads, "evaluate_every": "100%"}
         chosen = {"seed": seed, "method": {"name": method}, "training": training, "backbone": {"name": "micro-resnet"}, "data": {"holdout": 0}}
+        began = time.process_time()
         run = train(f"{self.data}@train", out=out, settings=chosen)
-        about = {"epochs": training["epochs"], "seconds": run.verdict["seconds"], "verdict": run.verdict["verdict"], "why": run.verdict["why"]}
-        return {**self.measured(str(out)), **about}
+        processor = round(time.process_time() - began, 1)
+        about = {"epochs": self.epochs, "seconds": run.verdict["seconds"], "processor": processor}
+        return {**self.measured(load(str(out))), **about, "verdict": run.verdict["verdict"], "why": run.verdict["why"]}
 
-    def lightly(self, method: str, seed: int) -> dict[str, Any]:
+    def lightly(self, method: str, seed: int, epochs: int | None = None) -> dict[str, Any]:
         from experiments.lightly_recipes import train as train_lightly
 
         torch.set_num_threads(self.threads)
-        spec = BackboneSpec(name="micro-resnet")
+        spec, epochs = BackboneSpec(name="micro-resnet"), epochs or self.epochs
         backbone = backbones.build(spec, 3, 32, seed)
         with np.load(self.data) as packed:
             images = packed["train_images"]
-        seconds = train_lightly(method, images, backbone, self.epochs, seed, lambda text: print(text, flush=True))
+        began = time.process_time()
+        seconds = train_lightly(method, images, backbone, epochs, seed, lambda text: print(text, flush=True), precision=self.precision)
+        processor = round(time.process_time() - began, 1)
         encoder = NetworkEncoder("lightly", backbone, spec, 3, 32, IMAGENET)
-        return {**self.measured(encoder), "epochs": self.epochs, "seconds": round(seconds, 1)}
+        return {**self.measured(encoder), "epochs": epochs, "seconds": round(seconds, 1), "processor": processor, "precision": self.precision}
+
+    @property
+    def precision(self) -> str:
+        """Of our runs on this processor."""
+        settings = {"method": {"name": "simclr"}, "backbone": {"name": "micro-resnet"}}
+        return resolve(f"{self.data}@train", settings=settings).spec.training.precision or "fp32"
 
     def time(self, method: str, seed: int) -> dict[str, Any]:
-        """As many epochs as fit into the time of lightly's run, by the time of our own run of as many epochs as lightly's."""
+        """lightly for the whole epochs, the last one rounded up, that it does in the processor time of our run."""
         theirs, ours = self.run(f"lightly {method} {seed}"), self.run(f"gnothi {method} {seed}")
-        return self.gnothi(method, seed, round(ours["epochs"] * theirs["seconds"] / ours["seconds"], 2))
+        return self.lightly(method, seed, math.ceil(theirs["epochs"] * ours["processor"] / theirs["processor"]))
 
     def run(self, arm: str) -> dict[str, Any]:
         """What stands in the results for an arm; it is run where nothing does."""
@@ -107,11 +135,11 @@ def arms() -> list[str]:
 
 def write_images(data: Path, path: Path) -> None:
     parts = {}
-    for split, most in (("train", A_CLASS), ("test", None)):
-        with np.load(data / f"{split}.npz") as packed:
+    for side, most in (("train", A_CLASS), ("test", None)):
+        with np.load(data / f"{side}.npz") as packed:
             images, labels = packed["images"], packed["labels"]
         rows = np.concatenate([np.flatnonzero(labels == c)[:most] for c in np.unique(labels)])
-        parts |= {f"{split}_images": images[rows], f"{split}_labels": labels[rows]}
+        parts |= {f"{side}_images": images[rows], f"{side}_labels": labels[rows]}
     np.savez(path, **parts)
 
 
@@ -119,15 +147,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", metavar="ARM")
     parser.add_argument("--data", type=Path, default=Path("data/cifar10"))
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar-methods"))
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        images = Path(folder) / "cifar.npz"
+    given.out.mkdir(parents=True, exist_ok=True)
+    images = given.out / "cifar.npz"
+    if not images.exists():
         write_images(given.data, images)
-        study = Study(images, given.epochs, given.threads, Path(folder))
-        for arm in given.arms or arms():
-            study.run(arm)
+    study = Study(images, given.epochs, given.threads, given.out)
+    for arm in given.arms or arms():
+        study.run(arm)
 
 
 if __name__ == "__main__":

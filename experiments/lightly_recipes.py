@@ -149,14 +149,15 @@ def frozen_copy(module: nn.Module) -> nn.Module:
 
 
 class Pooled(nn.Module):
-    """A backbone of gnothi as one that gives vectors."""
+    """A backbone of gnothi as one that gives vectors; it alone computes in bf16, where that is asked for."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, precision: str = "fp32") -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.half = backbone, precision == "bf16"
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.backbone(images).pooled
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
+            return self.backbone(images).pooled.float()
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -198,16 +199,19 @@ def loader(images: np.ndarray | Files, method: str, batch: int = 128, workers: i
     return torch.utils.data.DataLoader(pictures, batch_size=batch, shuffle=True, drop_last=True, num_workers=workers)
 
 
-def train(method: str, images: np.ndarray, backbone: nn.Module, epochs: int, seed: int, said: Callable[[str], None] = print) -> float:
+def train(
+    method: str, images: np.ndarray, backbone: nn.Module, epochs: int, seed: int, said: Callable[[str], None] = print, precision: str = "fp32"
+) -> float:
     """Train a backbone of gnothi as lightly would; gives the seconds it took."""
     torch.manual_seed(seed)
-    model, loss = RECIPES[method](Pooled(backbone), int(backbone.width))  # type: ignore[arg-type]
+    model, loss = RECIPES[method](Pooled(backbone, precision), int(backbone.width))  # type: ignore[arg-type]
+    model.to(memory_format=torch.channels_last)  # as ours
     optim = optimiser(method, model)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, epochs)
     batches, began = loader(images, method), time.monotonic()
     for epoch in range(epochs):
         for views in batches:
-            value = loss(views)
+            value = loss([v.contiguous(memory_format=torch.channels_last) for v in views])
             optim.zero_grad()
             value.backward()
             optim.step()
