@@ -6,14 +6,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from gnothi import report
-from gnothi.report.charts import COLOURS, HEIGHT, WIDTH, Curve, line_chart, percent
+from gnothi.report.charts import COLOURS, HEIGHT, WIDTH, Curve, Figure, line_chart, percent
+from gnothi.report.frame import style
 
 UNITS = {"epoch": "epochs", "seconds": "seconds"}
 """What stands on the horizontal axis."""
@@ -36,17 +35,6 @@ class Along:
     """[P], the least of the seeds; of one seed the lower end of its 95 % interval."""
     high: np.ndarray
     """[P], the greatest, or the upper end."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart with its words."""
-
-    title: str
-    caption: str
-    svg: Markup
-    names: tuple[str, ...]
-    last: str
 
 
 def along(record: Mapping[str, Any]) -> list[Along]:
@@ -113,7 +101,7 @@ def picture(charts: Sequence[Figure]) -> str:
 
 def _style() -> str:
     """The page's rules for charts with its light colours written out: what draws pictures seldom knows variables."""
-    sheet = (Path(report.__file__).parent / "page.css").read_text(encoding="utf-8")
+    sheet = style()
     colours = dict(re.findall(r"--([\w-]+): (#\w+);", sheet.partition("}")[0]))
     rules = [r for r in re.findall(r"^\.(?:grid|tick|line|band|chart \.dot)\b.*$", sheet, re.M) if "var(--c)" not in r]
     drawn = ".line.c{0}{{stroke:{1}}}.band.c{0},.dot.c{0}{{fill:{1}}}"

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from gnothi import report
 from gnothi.comparison import curves, table
 from gnothi.comparison.arms import typed
 from gnothi.comparison.start import counted_as
 from gnothi.recipes.spec import flat
-from gnothi.report.charts import Axis, interval, interval_axis, percent, span
+from gnothi.report.charts import Axis, Figure, interval, interval_axis, percent, span
+from gnothi.report.frame import page
 from gnothi.report.summary import METRICS, duration
 from gnothi.training.checkpoint import write_text
 
@@ -63,15 +61,13 @@ def write(folder: Path, record: Mapping[str, Any]) -> tuple[Path, Path]:
     return folder / "report.html", folder / "curves.svg"
 
 
-def render(folder: Path, record: Mapping[str, Any], charts: Sequence[curves.Figure], missing: str) -> str:
+def render(folder: Path, record: Mapping[str, Any], charts: Sequence[Figure], missing: str) -> str:
     """The page as text."""
-    here = Path(report.__file__).parent
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    own = {name: Markup((here / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     measured = [row for row in record["table"] if row["value"] is not None]
     asked = record["asked"]
-    environment.filters["breakable"] = breakable
-    return environment.get_template("comparison.html").render(
+    return page(
+        "comparison.html",
+        kind="comparison",
         title=folder.resolve().name,
         subtitle=subtitle(record),
         done=len(record["runs"]),
@@ -83,14 +79,13 @@ def render(folder: Path, record: Mapping[str, Any], charts: Sequence[curves.Figu
         differences=differences(measured),
         first=record["arms"][0]["arm"],
         several=asked["seeds"] > 1,
-        charts=charts,
+        figures=charts,
         missing=missing,
         costs=costs(record["table"]),
         terms=terms(record),
         protocol=[*record["protocol"], *dict.fromkeys(r["protocol"] for r in record["runs"] if "protocol" in r)],
         command=command(folder, asked),
         version=record["gnothi"],
-        **own,
     )
 
 
@@ -107,11 +102,6 @@ def terms(record: Mapping[str, Any]) -> str:
         return f"{seconds:g} seconds each"
     lengths = sorted({arm["epochs"] for arm in record["arms"]})
     return " or ".join(f"{n:.4g}" for n in lengths) + " epochs each"
-
-
-def breakable(arm: str) -> Markup:
-    """An arm's name that may break behind its signs."""
-    return Markup("<wbr>").join(re.split(r"(?<=[+,=.])", arm))
 
 
 def drawn(rows: Sequence[Mapping[str, Any]]) -> Drawn:

@@ -114,10 +114,10 @@ def _run(folder: Path, record: dict[str, Any], say: Say, quiet: bool) -> Compari
     for features in folder.glob(f"{FEATURES}*"):
         shutil.rmtree(features)  # of a run that was killed while it was measured
     _write(folder, record)
-    todo, whole = list(_missing(record)), len(record["arms"]) * record["asked"]["seeds"]
-    for i, (arm, seed) in enumerate(todo):
-        left = duration(sum(other["planned_seconds"] for other, _ in todo[i:]))
-        say(f"\nrun {whole - len(todo) + i + 1} of {whole}: {arm['arm']}, seed {seed}; about {left} of training left")
+    waiting, whole = list(_missing(record)), len(record["arms"]) * record["asked"]["seeds"]
+    for i, (arm, seed) in enumerate(waiting):
+        left = duration(sum(other["planned_seconds"] for other, _ in waiting[i:]))
+        say(f"\nrun {whole - len(waiting) + i + 1} of {whole}: {arm['arm']}, seed {seed}; about {left} of training left")
         try:
             record["runs"].append(_one(folder, record["asked"], arm, seed, quiet))
         except Interrupted as stopped:

@@ -18,6 +18,19 @@ COLOURS = 16
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A chart with its words."""
+
+    title: str
+    caption: str
+    svg: Markup
+    names: tuple[str, ...]
+    """Of its curves, for the legend; one name needs none."""
+    last: str
+    """The last values, for a person."""
+
+
+@dataclass(frozen=True)
 class Curve:
     """One line of a chart over the chart's x values."""
 

@@ -4,26 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from markupsafe import Markup
-
-from gnothi.report.charts import Curve, line_chart, show, spans_decades, stretch, thin
+from gnothi.report.charts import Curve, Figure, line_chart, show, spans_decades, stretch, thin
 from gnothi.report.record import Record
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart with its words."""
-
-    title: str
-    caption: str
-    svg: Markup
-    names: tuple[str, ...]
-    """Of its curves, for the legend; one name needs none."""
-    last: str
-    """The last value of the first curve, for a person."""
-
 
 PLAIN = (
     ("train", "lr", "Learning rate", "How far each step moves the weights: warm-up, then decay."),

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from gnothi.report import curves, matches, record, sections, summary
+from gnothi.report import curves, frame, matches, record, sections, summary
 from gnothi.report.material import Sample, samples
+from gnothi.training.checkpoint import write_text
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +60,7 @@ def write(run: Path | str, *, results: Sequence[dict[str, Any]] | None = None, o
     found = record.read(Path(run), None if results is None else list(results))
     out = out or found.folder / "report.html"
     opened = Once(lambda: samples(found))
-    page = render(found, parts(found, opened))
-    temporary = out.with_name(out.name + ".part")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(page)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, out)
+    write_text(out, render(found, parts(found, opened)))
     return out
 
 
@@ -103,10 +94,9 @@ def _section(key: str, title: str, make: Callable[[], Any]) -> Section:
 
 def render(found: record.Record, content: list[Section]) -> str:
     """The page as text."""
-    here = Path(__file__).parent
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    own = {name: Markup((here / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-    return environment.get_template("page.html").render(
+    return frame.page(
+        "page.html",
+        kind="report",
         title=found.folder.resolve().name,
         sections={s.key: s for s in content},
         verdict=summary.verdict(found),
@@ -117,5 +107,4 @@ def render(found: record.Record, content: list[Section]) -> str:
         settings=summary.settings(found),
         environment=list(record.flatten(found.environment)),
         version=found.version,
-        **own,
     )
