@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,13 @@ import gnothi
 PACKAGE = Path(gnothi.__file__).parent
 ORDER = (
     "randomness", "contracts", "distributed", "schedules", "losses", "data", "views", "models", "methods", "auxiliary", "training", "recipes",
-    "encoders", "evaluate", "pretrain", "transfer", "ensemble", "export", "report", "comparison", "demo", "cli",
+    "encoders", "evaluate", "pretrain", "transfer", "ensemble", "export", "report", "comparison", "search", "demo", "cli",
 )  # fmt: skip
 """A module imports only from those before its own; `gnothi` itself stands for the version, which all may read."""
 SIBLINGS = {"methods": {"method", "alone"}, "auxiliary": {"auxiliary", "matching", "patches", "permutations"}}
 """Packages whose files import no other file beside them, but these."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
+PROGRAMS = sorted(path for name in ("experiments", "benchmarks") for path in (PACKAGE.parent / name).glob("*.py"))
 
 
 def imported(path: Path) -> list[str]:
@@ -89,3 +91,12 @@ def test_nothing_is_unpickled_and_randomness_has_one_source(path: Path) -> None:
             assert ast.unparse(node) not in ("torch.load", "torch.save", "np.random", "torch.manual_seed") or place(path) == ("randomness",)
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             assert ast.unparse(node.value) == "False"
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda p: f"{p.parent.name}.{p.stem}")
+def test_what_experiments_and_benchmarks_take_from_gnothi_exists(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gnothi":
+            module = importlib.import_module(node.module or "")
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), f"{path.name} takes {name} from {node.module}"
