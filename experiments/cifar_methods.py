@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from gnothi import ensemble, evaluate
-from gnothi.contracts import Encoder, Pixels
+from gnothi.contracts import Pixels
 from gnothi.data import DataSpec
-from gnothi.encoders import load
+from gnothi.encoders import Encoder, load
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.evaluate.run import Part, split, vectors_of
 from gnothi.methods import METHODS

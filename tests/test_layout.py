@@ -99,4 +99,5 @@ def test_what_experiments_and_benchmarks_take_from_gnothi_exists(path: Path) -> 
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gnothi":
             module = importlib.import_module(node.module or "")
             for name in (alias.name for alias in node.names):
-                assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), f"{path.name} takes {name} from {node.module}"
+                there = hasattr(module, name) or (hasattr(module, "__path__") and importlib.util.find_spec(f"{node.module}.{name}"))
+                assert there, f"{path.name} takes {name} from {node.module}"
