@@ -64,12 +64,15 @@ class NetworkEncoder(Encoder):
         """[B, C, H, W] of any type to normalised [B, C, size, size]."""
         if images.shape[1] != self.channels:
             raise EncoderError(wrong_channels(self.name, self.channels, images.shape[1]))
-        pixels = self.pixels
-        if self.any_range:
-            pixels = replace(pixels, high={torch.uint8: 255.0, torch.uint16: 65535.0}.get(images.dtype, 1.0))
-        else:
+        pixels = self.pixels_of(images.dtype)
+        if not self.any_range:
             check_range(self.name, pixels, images)
         return pixels.normalise(pixels.unit(centre(images, self.size)))
+
+    def pixels_of(self, dtype: torch.dtype) -> Pixels:
+        """Range and statistics of images of a type."""
+        high = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(dtype, 1.0)
+        return replace(self.pixels, high=high) if self.any_range else self.pixels
 
     @torch.inference_mode()
     def encode(self, prepared: Tensor) -> Tensor:
