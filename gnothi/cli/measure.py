@@ -1,4 +1,4 @@
-"""Verbs that measure encoders: evaluate knn, evaluate linear, evaluate layers, evaluate patches."""
+"""Verbs that measure encoders: evaluate knn, linear, finetune, layers, patches."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ def measure(kind: str, common: dict[str, Any], **settings: Any) -> None:
     settings = {k: v for k, v in settings.items() if v is not None} | {"settings": spec, "device": common["device"]}
     with counted("embedding", not common["as_json"]) as progress:
         results = evaluation.run(kind, common["encoders"], common["data"], common["test"], progress=progress, **settings)
+    if not results:  # another process of torchrun has them
+        return
     if common["seeds"]:
         results = [evaluation.summary(results)]
     rows = [r.to_dict() for r in results]
@@ -67,6 +69,39 @@ def knn(k: int | None, temperature: float | None, preset: str | None, **common: 
 def linear(protocol: str | None, **common: Any) -> None:
     """Accuracy of a linear classifier on frozen features; its strength is chosen on a split of the training images."""
     measure("linear", common, protocol=protocol)
+
+
+@evaluate.command()
+@measured
+@click.option(
+    "--share", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Part of the labels of each class that is shown, such as 0.01."
+)
+@click.option("--shots", type=click.IntRange(min=1), metavar="N", help="Labels of each class that are shown, instead of a share.")
+@click.option("--freeze", type=int, metavar="L", help="Nothing up to block L learns; from 0 or, negative, from the end.")
+@click.option("--anew", is_flag=True, help="What lies above the frozen blocks starts from random weights.")
+@click.option("--control", is_flag=True, help="The same architectures from random weights, too.")
+@click.option("--repeats", type=click.IntRange(min=1), metavar="N", help="Seeds, each with labels, heads and crops of its own; results are means.")
+@click.option("--epochs", type=float, metavar="N", help="Passes over the labelled images; by default about 1,000 steps in 10 to 100 epochs.")
+@click.option("--batch", type=click.IntRange(min=2), metavar="B", help="Images a step; 64 by default, fewer where labels are few.")
+@click.option("--lr", type=float, metavar="R", help="Peak learning rate; by default one of four, chosen on a fifth of the labelled images.")
+@click.option("--views", metavar="V", help="A recipe of views that `gnothi recipes` lists; plain by default: crops and flips.")
+@click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Processes that read images; none by default.")
+@click.option("--out", metavar="FOLDER", help="Keep the runs there: the same command then goes on with them, and their last states are encoders.")
+def finetune(repeats: int | None, control: bool, out: str | None, **common: Any) -> None:
+    """Accuracy of networks that go on learning from labels, all of them or a few; the test images are looked at once, after the last epoch.
+
+    The same rows for every encoder. --freeze L --anew is the non-linear table of papers: blocks up to L are kept, the others trained from scratch.
+    """
+    from gnothi import evaluate as evaluation
+
+    words = ("share", "shots", "freeze", "anew", "epochs", "batch", "lr", "views", "workers")
+    spec = evaluation.FinetuneSpec.of({word: common[word] for word in words if common[word] is not None})
+    options: dict[str, Any] = {"spec": spec, "control": control, "repeats": repeats or 1, "out": out, "shown": not common["as_json"]}
+    options |= {"settings": data_settings(common["data"], common["assignments"]), "device": common["device"]}
+    results = evaluation.finetune(common["encoders"], common["data"], common["test"], **options)
+    many = len(common["encoders"])
+    results = [evaluation.summary(results[:many]), *results[many:]] if common["seeds"] else results
+    told(common["as_json"], {"results": [r.to_dict() for r in results]}, lambda: evaluation.table(results))
 
 
 @evaluate.command()

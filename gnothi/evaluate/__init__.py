@@ -2,6 +2,7 @@
 
 from gnothi.evaluate.compare import table
 from gnothi.evaluate.depth import plot
+from gnothi.evaluate.finetune import finetune
 from gnothi.evaluate.layers import layers, over_seeds
 from gnothi.evaluate.layers import table as table_of_layers
 from gnothi.evaluate.linear import linear
@@ -9,12 +10,15 @@ from gnothi.evaluate.nearest import PRESETS, knn
 from gnothi.evaluate.patches import patches
 from gnothi.evaluate.result import Difference, Predictions, Result, paired, summary, wilson
 from gnothi.evaluate.run import run
+from gnothi.evaluate.tuning import FinetuneSpec
 
 __all__ = [
     "PRESETS",
     "Difference",
+    "FinetuneSpec",
     "Predictions",
     "Result",
+    "finetune",
     "knn",
     "layers",
     "linear",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,19 @@ def paired(a: np.ndarray, b: np.ndarray) -> Difference:
         return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
 
     return Difference(p - q, p - q - joined(p - p_low, q_high - q), p - q + joined(p_high - p, q - q_low), n)
+
+
+def against(first: tuple[str, np.ndarray, np.ndarray], rows: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    """The paired difference to the first encoder on the rows that both could read, for ``details``.
+
+    Args:
+        first: its name, its test rows [N] and right or wrong [N].
+        rows: [M] of the other encoder.
+        correct: [M] bool.
+    """
+    name, its_rows, its_correct = first
+    _, mine, its = np.intersect1d(rows, its_rows, assume_unique=True, return_indices=True)
+    return {"against": name, **asdict(paired(correct[mine], its_correct[its]))}
 
 
 def summary(results: Sequence[Result]) -> Result:
