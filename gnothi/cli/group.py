@@ -16,7 +16,7 @@ class Verbs(click.Group):
         """As click does, with a helpful error."""
         import difflib
 
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        if args and args[0] not in self.commands and not args[0].startswith("-") and not ctx.resilient_parsing:
             near = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.4)
             rule = f"did you mean {near[0]}?" if near else f"known: {', '.join(self.commands)}"
             ctx.fail(f"no such command {args[0]!r}; {rule}")

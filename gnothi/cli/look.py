@@ -7,26 +7,35 @@ from typing import Any
 
 import click
 
-from gnothi.cli.options import AS_JSON, DATA_SET, data_settings, told
+from gnothi.cli.options import AS_JSON, DATA_SET, DEVICE, data_settings, told
 
 
 @click.command()
 @click.argument("data")
 @click.option("--test", metavar="DATA", help="Test images, to look for duplicates between the two; by default DATA@test where there is one.")
+@click.option("--encoder", metavar="ENCODER", help="Look for near duplicates and outliers by what this encoder says, too.")
+@click.option("--near", type=float, metavar="COSINE", help="From which cosine on --encoder calls a pair near; by default by the data.")
+@DEVICE
 @DATA_SET
 @AS_JSON
-def data(data: str, test: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
+def data(
+    data: str, test: str | None, encoder: str | None, near: float | None, device: str | None, assignments: tuple[str, ...], as_json: bool
+) -> None:
     """Look at images before training.
 
-    Counts, sizes, channels and their statistics, unreadable files by name, exact and near duplicates (also between train and test), classes.
+    Counts, sizes, channels and their statistics, unreadable files by name, exact and near duplicates (also between train and test), classes; with
+    --encoder also what that encoder cannot tell apart, and images that are like nothing else.
 
     \b
     gnothi data photos
     gnothi data my-images --set data.labels=labels.csv
+    gnothi data my-images --encoder runs/mine
     """  # noqa: D301
     from gnothi import data as sources
     from gnothi.training.progress import counted
 
+    if encoder is None and near is not None:
+        raise click.UsageError("--near means nothing without --encoder")
     settings = data_settings(data, assignments)
     source = sources.open(data, settings=settings)
     known = sources.splits(data, settings)
@@ -35,7 +44,14 @@ def data(data: str, test: str | None, assignments: tuple[str, ...], as_json: boo
     other = sources.open(test, settings=settings) if test else None
     with counted("reading", not as_json) as progress:
         seen = sources.inspect(source, other, progress=progress)
-    told(as_json, {"data": data, "test": test, **seen.to_dict()}, lambda: "\n".join(seen.lines()))
+    lines, found = seen.lines(), {"data": data, "test": test, **seen.to_dict()}
+    if encoder is not None:
+        from gnothi.search import odd
+
+        with counted("embedding", not as_json) as progress:
+            oddities = odd(encoder, source, other, near=near, device=device, progress=progress)
+        lines, found = lines + oddities.lines(), found | {"odd": oddities.to_dict()}
+    told(as_json, found, lambda: "\n".join(lines))
 
 
 @click.command()

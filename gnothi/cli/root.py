@@ -9,11 +9,13 @@ from pathlib import Path
 import click
 
 from gnothi.cli.compare import compare
+from gnothi.cli.completion import complete_paths
 from gnothi.cli.ensemble import ensemble
 from gnothi.cli.group import Verbs
 from gnothi.cli.look import data, recipes
 from gnothi.cli.make import demo, embed, export, report
 from gnothi.cli.measure import evaluate
+from gnothi.cli.search import neighbours
 from gnothi.cli.train import plan, train
 from gnothi.cli.transfer import transfer
 
@@ -41,8 +43,9 @@ def cli() -> None:
     """Give all verbs one root; its help is ``START``."""
 
 
-for verb in (data, recipes, plan, train, compare, transfer, evaluate, ensemble, embed, export, report, demo):
+for verb in (data, recipes, plan, train, compare, transfer, evaluate, ensemble, embed, neighbours, export, report, demo):
     cli.add_command(verb)
+complete_paths(cli)
 
 
 def main() -> None:

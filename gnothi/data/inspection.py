@@ -271,7 +271,7 @@ def _summary(seen: Inspection) -> list[str]:
     lines += [f"{seen.groups:,} groups"] if seen.groups is not None else []
     lines.append(f"broken: {len(seen.broken):,}" + (f" ({len(seen.broken) / seen.n:.1%})" if seen.broken else ""))
     lines += [f"  {one['name']}: {one['message']}" for one in seen.broken]
-    lines += _group_lines("exact duplicates", seen.exact) + _group_lines("near duplicates", seen.near)
+    lines += group_lines("exact duplicates", seen.exact) + group_lines("near duplicates", seen.near)
     return lines + [f"note: {note}" for note in seen.notes]
 
 
@@ -286,7 +286,8 @@ def _becomes(form: str, channels: int) -> str:
     return f" ({CONVERTED[form]})" if form in CONVERTED and not kept else ""
 
 
-def _group_lines(what: str, groups: list[list[str]]) -> list[str]:
+def group_lines(what: str, groups: list[list[str]]) -> list[str]:
+    """How many images are more than one of their group, and the first groups by name."""
     surplus = sum(len(group) - 1 for group in groups)
     lines = [f"{what}: {surplus:,}" + (f", of {len(groups):,} pictures" if groups else "")]
     lines += ["  " + " = ".join(group[:4]) + (f" and {len(group) - 4:,} more" if len(group) > 4 else "") for group in groups[:SHOWN]]
@@ -296,4 +297,4 @@ def _group_lines(what: str, groups: list[list[str]]) -> list[str]:
 def _shared_lines(shared: dict[str, list[list[str]]] | None) -> list[str]:
     if shared is None:
         return []
-    return ["", *_group_lines("exactly in both training and test", shared["exact"]), *_group_lines("nearly in both", shared["near"])]
+    return ["", *group_lines("exactly in both training and test", shared["exact"]), *group_lines("nearly in both", shared["near"])]

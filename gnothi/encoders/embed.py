@@ -50,11 +50,12 @@ def embed(
     out = Path(out).expanduser()
     if out.suffix.lower() not in FORMATS:
         raise SettingError(f"--out must end in {', '.join(FORMATS)}, got {out.name!r}; {did_you_mean(out.suffix, FORMATS)}")
+    name = source if isinstance(source, str) else ""
     encoder = load(encoder, device) if isinstance(encoder, str) else encoder
     source = open_data(source, settings=settings) if isinstance(source, str) else source
     broken: list[str] = []
     about = {"encoder": encoder.name, "encoder_fingerprint": encoder.fingerprint, "source_fingerprint": source.fingerprint()}
-    written = about | {"source_images": str(len(source))}
+    written = about | {"source": name, "source_images": str(len(source))}
     dim = encoder.width(source.channels)
     replace_file(out, lambda temporary: FORMATS[out.suffix.lower()](temporary, source, dim, _whole(encoder, source, broken, progress), written))
     return {"out": str(out), "n": len(source) - len(broken), "dim": dim, **about, "broken": broken}
