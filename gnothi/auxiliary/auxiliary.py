@@ -39,7 +39,7 @@ class Auxiliary(nn.Module):
 
     Args:
         method: beside which it works; raises SettingError where that makes no sense.
-        spec: its settings.
+        spec: its settings; what nobody set is filled in for this method.
     """
 
     name: ClassVar[str]
@@ -48,7 +48,7 @@ class Auxiliary(nn.Module):
 
     def __init__(self, method: Method, spec: AuxiliarySpec) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.beside = spec.settled(method.name), method.name
 
     @classmethod
     def check(cls, views: ViewsSpec) -> None:

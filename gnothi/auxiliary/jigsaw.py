@@ -219,9 +219,8 @@ class Jigsaw(Auxiliary):
     spec: JigsawSpec
 
     def __init__(self, method: Method, spec: JigsawSpec) -> None:
-        spec = spec.settled(method.name)
         super().__init__(method, spec)
-        self.beside = method.name
+        spec = self.spec
         rows = permutations(spec.grid**2, spec.permutations or 0, spec.min_distance or 0, spec.permutation_seed, spec.rule, spec.identity)
         self.register_buffer("permutations", rows, persistent=False)  # the settings say them
         self.permutations: Tensor

@@ -92,7 +92,7 @@ class Layers(Auxiliary):
     spec: LayersSpec
 
     def __init__(self, method: Method, spec: LayersSpec) -> None:
-        super().__init__(method, spec.settled(method.name))
+        super().__init__(method, spec)
         widths: tuple[int, ...] = tuple(method.backbone.block_widths)  # type: ignore[arg-type]
         if len(widths) < 2:
             raise SettingError(f"auxiliary.layers needs a backbone of several blocks, got {len(widths)}; micro-vit and micro-resnet have some")

@@ -107,7 +107,6 @@ class Local(Auxiliary):
         width = int(getattr(backbone, "patch_width", backbone.width))  # type: ignore[arg-type]
         self.space = None if spec.match == "none" else method.fresh_space(width, **changes)
         self.cell = _cell(backbone) if spec.match == "same" else 0
-        self.beside = method.name
 
     def want(self) -> Want:
         """Patches of every crop."""

@@ -149,9 +149,8 @@ class Rotation(Auxiliary):
     spec: RotationSpec
 
     def __init__(self, method: Method, spec: RotationSpec) -> None:
-        spec = spec.settled(method.name)
         super().__init__(method, spec)
-        self.beside = method.name
+        spec = self.spec
         self.quarters = tuple(a // 90 % 4 for a in spec.angles)
         width = int(method.backbone.width) if spec.on == "backbone" else method.spec.out  # type: ignore[arg-type]
         hidden = spec.hidden or ((min(MOST_HIDDEN, 4 * width),) * 2 if spec.form == "essl" else (width,))

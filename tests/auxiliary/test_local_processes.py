@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import toys
+from patched import Masking, beside
 from safetensors.torch import load_file, save_file
-from test_local import Masking, beside
 from torch import Tensor
 
 from gnothi import distributed
