@@ -6,7 +6,7 @@ RUN ?= runs/demo
 # Two test processes with a thread each; a test that computes is not helped by more.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all mutants bench check format clean
+.PHONY: demo test test-all mutants bench check format docs package clean
 
 demo: .venv/.installed
 	$(BIN)/gnothi demo --out $(RUN)
@@ -34,8 +34,19 @@ format: .venv/.installed-check
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo site/index.html
+
+package: .venv/.installed-package
+	rm -rf build dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/python -m venv --clear build/fresh
+	build/fresh/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	mkdir -p build/elsewhere && cd build/elsewhere && ../fresh/bin/python ../../tests/smoke.py ../..
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "gnothi needs Python 3.11 or newer; none was found"; exit 2; }
@@ -51,4 +62,12 @@ clean:
 
 .venv/.installed-check: pyproject.toml .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[check]'
+	touch $@
+
+.venv/.installed-docs: pyproject.toml .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
+.venv/.installed-package: pyproject.toml .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[package]'
 	touch $@

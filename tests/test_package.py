@@ -1,0 +1,114 @@
+"""The package as others get it: what it says of itself, what it ships, and that it works where it was installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from terminal import gnothi as called
+
+import gnothi
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+BUILT = os.environ | {"PIP_NO_INDEX": "1"}
+
+
+def test_versions_agree() -> None:
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
+    assert cited is not None
+    assert PROJECT["version"] == gnothi.__version__ == cited[1]
+
+
+def test_every_command_of_the_contributors_guide_is_a_target_or_a_script_that_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    fenced = [line for block in re.findall(r"^```\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
+    quoted = re.findall(r"`((?:make|python) [^`]+)`", text)
+    assert len(fenced + quoted) > 10
+    for command in fenced + quoted:
+        program, *words = command.split()
+        if program == "make":
+            assert set(words) <= TARGETS, command
+        else:
+            assert program == "python" and (ROOT / words[0]).is_file(), command
+    named = {w for c in fenced + quoted if c.startswith("make") for w in c.split()[1:]}
+    assert named >= set(re.findall(r"[a-z-]+", (ROOT / "Makefile").read_text().partition(".PHONY:")[2].partition("\n")[0]))
+
+
+def test_every_extra_that_an_error_names_exists() -> None:
+    named = {m for p in (ROOT / "gnothi").rglob("*.py") for m in re.findall(r"gnothi\[(\w+)\]", p.read_text(encoding="utf-8"))}
+    assert named and named <= set(PROJECT["optional-dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("words", "last", "expected"),
+    [("gnothi ev", 1, "plain,evaluate"), ("gnothi evaluate k", 2, "plain,knn"), ("gnothi train x --back", 3, "plain,--backbone")],
+)
+def test_the_shell_completes_verbs_and_options(words: str, last: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_GNOTHI_COMPLETE", "bash_complete"), ("COMP_WORDS", words), ("COMP_CWORD", str(last))):
+        monkeypatch.setenv(name, value)
+    done = called()
+    assert done.code == 0 and done.out.split() == [expected], done
+
+
+@pytest.mark.parametrize("words", ["gnothi train my", "gnothi evaluate knn runs/", "gnothi neighbours runs/x pic", "gnothi nonsense x"])
+def test_the_shell_completes_files_where_data_or_an_encoder_stands(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_GNOTHI_COMPLETE", "bash_complete"), ("COMP_WORDS", words), ("COMP_CWORD", str(len(words.split()) - 1))):
+        monkeypatch.setenv(name, value)
+    done = called()
+    assert (done.code, done.err) == (0, "") and done.out.split() == ([] if "nonsense" in words else [f"file,{words.split()[-1]}"]), done
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel and a source archive, built without a network from a copy of the files that git would give."""
+    pytest.importorskip("build", reason="pip install 'gnothi[package]'")
+    copy, to = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("dist")
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    done = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", to, copy], capture_output=True, text=True, cwd=to, env=BUILT)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return to
+
+
+@pytest.mark.slow
+def test_wheel_and_source_archive_hold_templates_types_and_licence(dist: Path) -> None:
+    (wheel,), (archive,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+    with tarfile.open(archive) as file:
+        packed = {name.partition("/")[2] for name in file.getnames()}
+    own = {str(p.relative_to(ROOT)) for p in (ROOT / "gnothi").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert {n for n in names if n.startswith("gnothi/")} == own <= packed
+    assert {"gnothi/py.typed", "gnothi/report/page.html"} <= own
+    assert any(n.endswith("licenses/LICENSE") for n in names) and {"LICENSE", "README.md", "pyproject.toml"} <= packed
+    assert not [n for n in names if n.startswith(("tests", "docs", "examples", "experiments", "benchmarks"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
+def test_what_was_built_installs_and_works_in_a_fresh_environment(dist: Path, kind: str, tmp_path: Path) -> None:
+    """The dependencies are this environment's; gnothi itself is the installed one."""
+    (built,) = dist.glob(kind)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "fresh"], check=True)
+    python = tmp_path / "fresh" / "bin" / "python"
+    place = next((tmp_path / "fresh" / "lib").glob("python*/site-packages"))
+    (place / "borrowed.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", built]
+    done = subprocess.run(install, capture_output=True, text=True, cwd=tmp_path, env=BUILT)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "elsewhere").mkdir()
+    own = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"GNOTHI_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([python, ROOT / "tests" / "smoke.py", ROOT], capture_output=True, text=True, cwd=tmp_path / "elsewhere", env=own)
+    assert done.returncode == 0 and done.stdout.endswith("installed, and works\n"), done.stdout + done.stderr
