@@ -1,0 +1,210 @@
+"""Every command and block of code in the documents runs, in a folder that has what they name; runs take three steps, photographs are few."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from terminal import gnothi
+from test_docs import ROOT, blocks, commands, parsed
+
+import gnothi as package
+from gnothi.auxiliary import AUXILIARIES
+from gnothi.cli import cli
+from gnothi.data.photos import photo_tiles
+from gnothi.methods import METHODS
+from gnothi.models.backbone import MICRO, BackboneSpec, build
+from gnothi.randomness import generator
+from gnothi.recipes.resolve import Resolved
+
+STEPS, TILES = 3, 6
+PATTERN = re.compile(r"\b[A-Z][A-Z_.]*\b|\[-|\.\.\.|(?<!\\)\|")
+"""What stands for something else: a line with it says how a command is written, and is no command."""
+NOT_RUN = {
+    "gnothi demo": "takes three minutes; tests/test_demo.py runs it in small",
+}
+"""Commands that begin so only parse, and why."""
+NOT_RUN_CODE: dict[str, str] = {}
+"""Blocks of code whose first line is this only compile, and why."""
+QUICK = ("data", "recipes", "neighbours")
+"""Verbs whose commands take a second; the others are marked slow."""
+
+
+# ---- the folder ----------------------------------------------------------------------------------
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """Three steps a run, six tiles a photograph, and a store of features of its own."""
+    whole = Resolved.total.fget  # type: ignore[attr-defined]
+    patch.setattr(Resolved, "total", property(lambda self: min(STEPS, whole(self))))
+    patch.setattr("gnothi.data.open.photo_tiles", lambda split, tile, count, seed: photo_tiles(split, tile, min(count, TILES), seed))
+    patch.setenv("GNOTHI_CACHE", str(Path.cwd() / "store"))
+
+
+def prepare() -> None:
+    """What the documents name: images with a table of labels, a picture, runs and features."""
+    noise = torch.randint(256, (48, 36, 36, 3), generator=generator(0, "documents"), dtype=torch.uint8).numpy()
+    lines = ["file,label,patient"]
+    for i, image in enumerate(noise):
+        image[:, :, i % 3] //= 4
+        path = Path("my-images", ("circles", "squares", "stars")[i % 3], f"{i:03d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+        lines.append(f"{path.relative_to('my-images')},{i % 3},P{i // 4}")
+    Path("labels.csv").write_text("\n".join(lines) + "\n")
+    Image.fromarray(noise[0]).save("scan.png")
+    shutil.copytree("my-images", "cells")
+    shutil.copytree(ROOT / "examples", "examples")
+    np.savez("cells.npz", images=np.repeat(noise, 2, 3)[..., :5].astype(np.uint16) * 200, labels=np.arange(48) % 3)
+    np.save("mine.npy", photo_tiles("train", 32, TILES, 0).array.float().mean((2, 3)).numpy())
+    small = ("--set", "backbone.args.widths=[8,8,8,16]", "--set", "training.threads=1")
+    for name, data in {"mine": "my-images", "cells": "cells.npz"}.items():
+        done = gnothi("train", data, "--out", f"runs/{name}", *small)
+        assert done.code == 0, done.err
+    for name in ("x", "a", "b", "base", "sdssl", "dino"):
+        shutil.copytree("runs/mine", f"runs/{name}")
+    for ending in ("parquet", "npz", "safetensors"):
+        assert gnothi("embed", "runs/mine", "my-images", "--out", f"features.{ending}").code == 0
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder as it is before any command."""
+    with contextlib.chdir(tmp_path_factory.mktemp("documents")), pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        prepare()
+        yield Path.cwd()
+
+
+@pytest.fixture
+def work(template: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it, which is the working directory."""
+    shutil.copytree(template, tmp_path / "work")
+    with contextlib.chdir(tmp_path / "work"):
+        yield Path.cwd()
+
+
+def make_room(text: str) -> None:
+    """Remove what a command or block is going to write, unless it goes on with it."""
+    for place in re.findall(r"""(?:--out |--to |out=|export\("[^"]*", )["']?([\w./-]+)""", text):
+        if "--resume" not in text and Path(place).is_dir():
+            shutil.rmtree(place)
+
+
+# ---- commands ------------------------------------------------------------------------------------
+def runnable() -> list[Any]:
+    """Whole commands of the documents, each once; those that take long are slow."""
+    found = {}
+    for page, line in commands():
+        command, _, words = parsed(line)
+        if words and not isinstance(command, click.Group) and not PATTERN.search(re.sub(r'"[^"]*"', "", line.partition("  #")[0])):
+            reason = next((why for begins, why in NOT_RUN.items() if line.startswith(begins)), None)
+            marks = [pytest.mark.skip(reason=reason)] if reason else [] if command.name in QUICK else [pytest.mark.slow]
+            found.setdefault(line, pytest.param(page, line, marks=marks, id=f"{page}: {line}"[:100]))
+    return list(found.values())
+
+
+@pytest.mark.parametrize(("page", "line"), runnable())
+def test_commands_of_the_documents_run(page: str, line: str, work: Path) -> None:
+    make_room(line)
+    done = gnothi(*shlex.split(line, comments=True)[1:])
+    assert done.code == 0, f"{page}: {line}\n{done.err}"
+
+
+def test_every_command_that_is_not_run_is_there() -> None:
+    for begins in NOT_RUN:
+        assert any(line.startswith(begins) for _, line in commands()), begins
+    for first in NOT_RUN_CODE:
+        assert any(code.startswith(first) for _, code in blocks(("python", "py"))), first
+    assert len(runnable()) > 30
+
+
+OTHERS = {
+    "make": lambda words: all(re.search(rf"^{w}:", (ROOT / "Makefile").read_text(), re.M) for w in words),
+    "pip": lambda words: words[0] == "install",
+    "python": lambda words: (ROOT / (words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0])).is_file(),
+    "pytest": lambda words: (ROOT / words[-1]).exists(),
+}
+"""Other programs that a block of the shell may call, and what must be so."""
+
+
+def test_other_commands_of_the_documents_name_what_is_there() -> None:
+    lines = [(page, line) for page, body in blocks(("sh", "bash", "console", "shell")) for line in body.replace("\\\n", " ").splitlines()]
+    for page, line in lines:
+        program, *words = shlex.split(line, comments=True) or [""]
+        assert program in ("", "gnothi") or (program in OTHERS and OTHERS[program](words)), f"{page}: {line}"
+
+
+# ---- code ----------------------------------------------------------------------------------------
+def some_features() -> dict[str, Any]:
+    vectors = torch.randn(60, 8, generator=generator(0, "features"))
+    labels = torch.arange(60) % 3
+    return {"train": vectors[:40], "train_labels": labels[:40], "test": vectors[40:], "test_labels": labels[40:]}
+
+
+def a_backbone() -> dict[str, Any]:
+    from gnothi.contracts import Want
+
+    return {"backbone": build(BackboneSpec(), 3, 32, 0), "images": torch.zeros(2, 3, 32, 32), "Want": Want}
+
+
+def pictures() -> dict[str, Any]:
+    return {"images": photo_tiles("test", 32, 1, 0).array}
+
+
+GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
+    "evaluate.md": some_features,
+    "backbones.md": a_backbone,
+    "encoders.md": pictures,
+}
+"""Names that the text beside a page's blocks has introduced."""
+
+
+def pieces() -> list[Any]:
+    """Blocks of Python; those that train are slow."""
+    found = []
+    for number, (page, code) in enumerate(blocks(("python", "py"))):
+        first = code.splitlines()[0]
+        marks = [pytest.mark.skip(reason=NOT_RUN_CODE[first])] if first in NOT_RUN_CODE else [pytest.mark.slow]
+        found.append(pytest.param(page, code, marks=marks, id=f"{page}-{number}"))
+    return found
+
+
+@pytest.mark.parametrize(("page", "code"), pieces())
+def test_code_of_the_documents_runs(page: str, code: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_room(code)
+    monkeypatch.setattr(sys, "argv", ["page"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with unchanged(MICRO), unchanged(METHODS), unchanged(AUXILIARIES):
+        Path("piece.py").write_text(code, encoding="utf-8")
+        runpy.run_path("piece.py", GIVEN.get(page, dict)(), "__main__")
+    for name in [n for n in sys.modules if n.startswith("own_")]:
+        del sys.modules[name]
+
+
+@contextlib.contextmanager
+def unchanged(table: dict[str, Any]) -> Iterator[None]:
+    """Take back what was added to a table."""
+    before = dict(table)
+    try:
+        yield
+    finally:
+        table.clear()
+        table.update(before)
+
+
+def test_the_documents_name_no_verb_that_is_not_there_and_leave_none_out() -> None:
+    named = {line.split()[1] for _, line in commands() if len(line.split()) > 1}
+    assert named >= set(cli.commands), f"no page shows {sorted(set(cli.commands) - named)}"
+    assert os.path.samefile(ROOT / "gnothi", Path(package.__file__).parent)
