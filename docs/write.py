@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import parts
 import tables
 from click.testing import CliRunner
 
@@ -89,7 +90,9 @@ def reading() -> str:
     return f"{len(counts)} files and {sum(counts.values()):,} lines: " + ", ".join(f"{k} ({v})" for k, v in counts.items()) + "."
 
 
-WRITERS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*tables.TABLES, settings, recipes, view_recipes, verbs, files, reading)}
+WRITERS: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (*tables.TABLES, settings, recipes, view_recipes, verbs, files, reading, *parts.PARTS)
+}
 
 
 def written(text: str) -> str:
