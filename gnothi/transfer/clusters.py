@@ -239,12 +239,21 @@ def cluster(
     chosen = np.arange(n)
     if n > held:
         chosen = torch.randperm(n, generator=generator(seed, "cluster rows"))[:held].sort().values.numpy()
-    sample = torch.cat([raw.prepare(block) for block in blocks(features, chosen)])
-    start = _faiss(sample, k, number(seed, "k-means") % 2**31, restarts, iterations)
+    start = _faiss(_prepared(raw, features, chosen), k, number(seed, "k-means") % 2**31, restarts, iterations)
     passes = 0
     if n > held:
         start, passes = lloyd(lambda: (raw.prepare(b) for b in blocks(features)), start, iterations)
     return _settled(raw, features, start, Fit(seed, n, len(chosen), k, passes, 0.0))
+
+
+def _prepared(raw: Codebook, features: Features, rows: np.ndarray) -> Tensor:
+    """Some vectors as they are compared, [len(rows), d], held once."""
+    sample = torch.empty(len(rows), features.shape[1] if raw.projection is None else raw.projection.shape[1])
+    at = 0
+    for block in blocks(features, rows):
+        sample[at : at + len(block)] = raw.prepare(block)
+        at += len(block)
+    return sample
 
 
 def _with_axes(raw: Codebook, features: Features, pca: int, whiten: bool) -> Codebook:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from gnothi.contracts import DataError, Source
 from gnothi.data.targets import Targets, keys
 from gnothi.encoders import Encoder
 from gnothi.encoders.features import features
 from gnothi.randomness import generator
-from gnothi.transfer.clusters import Codebook, Rows
+from gnothi.transfer.clusters import BLOCK, Codebook, Rows
 
 
 def readable(vectors: np.ndarray, encoder: Encoder, source: Source) -> np.ndarray:
@@ -22,7 +25,7 @@ def readable(vectors: np.ndarray, encoder: Encoder, source: Source) -> np.ndarra
     Raises:
         DataError: a vector is not finite although its image can be read, or no image can.
     """
-    broken = np.concatenate([~np.isfinite(vectors[i : i + 8192]).all(1) for i in range(0, len(vectors), 8192)])
+    broken = np.concatenate([~np.isfinite(vectors[i : i + BLOCK]).all(1) for i in range(0, len(vectors), BLOCK)])
     for row in np.flatnonzero(broken).tolist():
         try:
             source.image(row)
@@ -67,11 +70,28 @@ def pseudo_labels(
 def shuffled(targets: Targets, seed: int) -> Targets:
     """The same labels given to other images by chance: the sizes of the clusters stay, all else goes."""
     order = torch.randperm(len(targets.keys), generator=generator(seed, "shuffled labels"))
-    return Targets(targets.keys, {name: x[order] for name, x in targets.tensors.items()}, {**targets.about, "shuffled": seed}, targets.name)
+    return Targets(targets.keys[order.numpy()], targets.tensors, {**targets.about, "shuffled": seed}, targets.name)
 
 
-def feature_targets(vectors: Sequence[np.ndarray], source: Source, name: str = "targets") -> Targets:
-    """The teachers' vectors of every image, of unit length and at half precision, [N, D] for each teacher; NaN where an image cannot be read."""
-    halves = {f"vectors.{i}": F.normalize(torch.from_numpy(np.array(x, dtype=np.float32)), dim=1).half() for i, x in enumerate(vectors)}
+def feature_targets(vectors: Sequence[np.ndarray], source: Source, name: str = "targets", scratch: Path | None = None) -> Targets:
+    """The teachers' vectors of every image, of unit length and at half precision, [N, D] for each teacher; NaN where an image cannot be read.
+
+    Args:
+        vectors: [N, D] of each teacher, in memory or memory-mapped; a block is held at a time.
+        source: whose images these are.
+        name: what a person calls them.
+        scratch: folder of the file without a name in which they lie; the system's own where None.
+    """
+    halves = {f"vectors.{i}": _halves(x, scratch) for i, x in enumerate(vectors)}
     about = {"kind": "vectors", "dims": [x.shape[1] for x in vectors], "source": source.fingerprint()}
     return Targets(keys(source), halves, about, name)
+
+
+def _halves(vectors: np.ndarray, scratch: Path | None) -> Tensor:
+    """Unit vectors [N, D] of half precision on the disk, which is free again when nobody holds them any more."""
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        for start in range(0, len(vectors), BLOCK):
+            block = torch.from_numpy(np.array(vectors[start : start + BLOCK], dtype=np.float32))
+            file.write(F.normalize(block, dim=1).half().numpy().data)
+        file.flush()
+        return torch.from_numpy(np.memmap(file, dtype=np.float16, mode="c", shape=vectors.shape))

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from gnothi import distributed, pretrain
 from gnothi import evaluate as evaluation
-from gnothi.contracts import DataError, EncoderError, SettingError, Source, Spec, did_you_mean
+from gnothi.contracts import DataError, EncoderError, GnothiError, SettingError, Source, Spec, did_you_mean
 from gnothi.data import open as open_data
 from gnothi.data.targets import Targets
 from gnothi.encoders import Encoder
@@ -148,15 +148,33 @@ def transfer(
         "settings": spec.model_dump(mode="json"),
         "seed": resolved.spec.seed,
     }
-    with pretrain.owned(folder):
-        if distributed.rank() == 0 and not _made(folder, asked):
+
+    def make() -> None:
+        if not _made(folder, asked):
             targets, found = _targets(opened, resolved.source, spec, resolved.spec.seed, folder, cache, embedding)
             replace_file(folder / "targets.safetensors", targets.write)
             write_text(folder / "transfer.json", json.dumps({**asked, **found}, indent=1))
-    distributed.barrier()
+
+    with pretrain.owned(folder):
+        _once(make)
     begun = (folder / "spec.json").exists()
     run = pretrain.train(data, recipe=recipe, settings=chosen, init=init, device=device, out=folder, resume=begun, progress=progress)
     return Transfer(run, json.loads((folder / "transfer.json").read_text(encoding="utf-8")))
+
+
+def _once(work: Callable[[], None]) -> None:
+    """Let the first process work while the others wait; its mistake is everybody's."""
+    caught: GnothiError | None = None
+    if distributed.rank() == 0:
+        try:
+            work()
+        except GnothiError as error:
+            caught = error
+    said = distributed.gather_objects(None if caught is None else [type(caught).__name__, str(caught)])[0]
+    if caught is not None:
+        raise caught
+    if said is not None:
+        raise next(kind for kind in (SettingError, DataError, EncoderError, GnothiError) if kind.__name__ == said[0])(said[1])
 
 
 def _settings(
@@ -213,7 +231,7 @@ def _targets(
     """What the student is told, and what there is to say of it."""
     vectors = [vectors_of(e, source, cache, embedding) for e in opened]
     if spec.loss != "clusters":
-        targets = feature_targets([x for x, _ in vectors], source)
+        targets = feature_targets([x for x, _ in vectors], source, scratch=folder)
         return (shuffled(targets, seed) if spec.shuffle else targets), {"dims": targets.about["dims"], "unreadable": len(source) - len(vectors[0][1])}
     codebooks: list[Codebook] = []
     for e, own in zip(opened, vectors, strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
@@ -116,7 +117,8 @@ def test_a_student_is_a_run_that_every_verb_takes(tmp_path: Path, monkeypatch: p
         ["embed", str(tmp_path / "run"), data, "--out", str(tmp_path / "x.npy")],
     ):
         assert CliRunner().invoke(cli, verb, catch_exceptions=False).exit_code == 0
-    a, b = (Targets.read(tmp_path / name / "targets.safetensors", "classes").tensors["index"].flatten() for name in ("run", "run-shuffled"))
+    told = (Targets.read(tmp_path / name / "targets.safetensors", "classes") for name in ("run", "run-shuffled"))
+    a, b = (t.tensors["index"][t.rows(gnothi.data.open(data))].flatten() for t in told)
     assert not torch.equal(a, b) and torch.equal(a.bincount(), b.bincount())
     tried = json.loads(CliRunner().invoke(cli, [*command, "--try-k", "4,24"], catch_exceptions=False).stdout)["tried"]
     assert [t["k"] for t in tried] == [4, 24] and tried[0]["agreement"] == pytest.approx(1) and tried[0]["suggested"]
@@ -170,6 +172,21 @@ def refused(tmp_path: Path, error: type[Exception], match: str, **more: Any) -> 
     with pytest.raises(error, match=match):
         taught(tmp_path, data, **more)
     assert not (tmp_path / "run" / "spec.json").exists()
+
+
+def test_vectors_of_the_same_images_in_another_order_are_refused_with_the_first_that_differs(tmp_path: Path) -> None:
+    for name in ("a/0", "a/1", "a/2", "b/3", "b/4"):
+        path = tmp_path / "images" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((16, 16, 3), 40 * int(name[-1]), dtype=np.uint8)).save(path)
+    data, out, few = str(tmp_path / "images"), tmp_path / "v.parquet", {**QUICK, "training": {"epochs": 1, "batch": 2}}
+    gnothi.encoders.embed("pixels", data, out)
+    (tmp_path / "images" / "a" / "1.png").rename(tmp_path / "images" / "b" / "1.png")
+    line = r"was made of other images .*, and row 1 is a/1\.png there and a/2\.png here; embed them again"
+    refused(tmp_path, EncoderError, line, data=data, names=[f"features:{out}"], settings=few)
+    (tmp_path / "images" / "a" / "0.png").unlink()
+    line = r"holds 5 vectors, this source has 4 images, and row 0 is a/0\.png there and a/2\.png here; name the source"
+    refused(tmp_path, EncoderError, line, data=data, names=[f"features:{out}"], settings=few)
 
 
 def test_mistakes_are_one_line_before_any_training(tmp_path: Path) -> None:

@@ -131,6 +131,50 @@ def test_teachers_vectors_are_kept_of_unit_length() -> None:
     np.testing.assert_allclose(targets.tensors["vectors.0"].float(), x / np.linalg.norm(x, axis=1, keepdims=True), atol=1e-3)
 
 
+def test_vectors_on_the_disk_are_read_and_written_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked:
+        """Vectors that know how many rows were asked for at a time."""
+
+        def __init__(self, x: np.ndarray) -> None:
+            self.x, self.shape, self.most = x, x.shape, 0
+
+        def __len__(self) -> int:
+            return len(self.x)
+
+        def __getitem__(self, rows: slice) -> np.ndarray:
+            self.most = max(self.most, len(self.x[rows]))
+            return self.x[rows]
+
+    monkeypatch.setattr("gnothi.transfer.labels.BLOCK", 5)
+    x, source = torch.randn(12, 5, generator=generator(0, "x")).numpy(), ArraySource(images())
+    x[7] = np.nan
+    asked = Asked(x)
+    feature_targets([asked], source, scratch=tmp_path).write(tmp_path / "t.safetensors")  # type: ignore[list-item]
+    found = Targets.read(tmp_path / "t.safetensors", "vectors").tensors["vectors.0"].float()
+    np.testing.assert_allclose(found, x / np.linalg.norm(x, axis=1, keepdims=True), atol=1e-3)
+    assert asked.most == 5 and [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what memory no file backs")
+def test_vectors_to_and_from_a_file_take_no_memory_of_the_process_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def own() -> int:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(lines["RssAnon"].split()[0]) * 1024
+
+    monkeypatch.setattr("gnothi.transfer.labels.BLOCK", 256)
+    n, width = 8000, 2048  # 31 MiB at half precision
+    np.save(tmp_path / "x.npy", np.ones((n, width), dtype=np.float32))
+    x, source = np.load(tmp_path / "x.npy", mmap_mode="r"), ArraySource(np.zeros((n, 3, 4, 4), dtype=np.uint8))
+    feature_targets([x[:300]], Subset(source, range(300)), scratch=tmp_path).write(tmp_path / "first")  # what torch and numpy take once
+    before = own()
+    targets = feature_targets([x], source, scratch=tmp_path)
+    targets.write(tmp_path / "t")
+    assert own() - before < 12 * 2**20
+    found = Targets.read(tmp_path / "t", "vectors").tensors["vectors.0"]
+    assert float(found[torch.arange(0, n, 7)].float().sum()) > 0 and found.shape == (n, width)
+    assert own() - before < 20 * 2**20  # a seventh was asked for
+
+
 # ---- order ---------------------------------------------------------------------------------------
 def test_a_balanced_epoch_gives_every_class_as_many_rows() -> None:
     """34 of each are drawn, then 2 of the 102 are cut."""

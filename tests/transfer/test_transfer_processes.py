@@ -1,0 +1,115 @@
+"""Students on two gloo processes, each with its half of every batch, against one process with the whole; and transfer as a whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import toys
+from pupils import classified, distilled
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gnothi import distributed
+from gnothi.contracts import SettingError
+from gnothi.randomness import generator
+from gnothi.training import checkpoint
+from gnothi.training.objective import Objective
+from gnothi.training.progress import Silent
+from gnothi.transfer import TransferSpec, transfer
+
+pytestmark = pytest.mark.ddp
+
+B = 8
+CASES: dict[str, dict[str, Any]] = {
+    "clusters": {"smoothing": 0.1},
+    "regression": {"loss": "regression"},
+    "one queue": {"loss": "compress", "queue": 11},
+    "two queues": {"loss": "compress", "queue": 11, "queues": 2},
+    "seed": {"loss": "seed", "queue": 11},
+}
+WHOLE: dict[str, Any] = {
+    "seed": 0,
+    "backbone": {"name": "micro-vit", "args": {"width": 16, "depth": 2, "heads": 2}},
+    "training": {"epochs": 2, "batch": 16, "threads": 1, "precision": "fp32", "checkpoint_every": "50%"},
+    "optimiser": {"name": "sgd", "lr": 0.05},
+    "views": {"size": 16},
+}
+
+
+def end(name: str, folder: Path, part: slice = slice(None)) -> dict[str, Tensor]:
+    """The state after a short run."""
+    made = (classified if name == "clusters" else distilled)(folder, **CASES[name])
+    run = toys.learner(Objective(made), toys.Feed(B, dtype=torch.float64, part=part), total=5, training={"clip": 0.5})
+    run.fit()
+    return {k: v.clone().contiguous() for k, v in run.objective.state_dict().items()}
+
+
+def carried(folder: Path, out: str, loss: str = "clusters", k: int = 4) -> dict[str, Tensor]:
+    """The state that transfer leaves."""
+    spec = TransferSpec(k=k if loss == "clusters" else None, loss=loss)  # type: ignore[arg-type]
+    transfer(["pixels"], str(folder / "noise.npz"), out=folder / out, spec=spec, settings=WHOLE, cache=str(folder / "c"), progress=Silent())
+    return checkpoint.read(checkpoint.newest(folder / out))[0]  # type: ignore[arg-type]
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for name in CASES:
+        save_file(end(name, Path(folder), slice(4 * rank, 4 * rank + 4)), f"{folder}/{name} {rank}")
+    for loss in ("clusters", "compress"):
+        carried(Path(folder), f"two-{loss}", loss)
+    try:
+        carried(Path(folder), "refused", k=500)
+    except SettingError as error:
+        Path(f"{folder}/refused {rank}.txt").write_text(str(error))
+    distributed.barrier()
+    distributed.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes wrote; they start once for all tests."""
+    path = tmp_path_factory.mktemp("students")
+    for made in (classified, distilled):
+        made(path)
+    images = torch.randint(256, (96, 16, 16, 3), generator=generator(0, "noise"), dtype=torch.uint8)
+    np.savez(path / "noise.npz", images=images.numpy())
+    mp.spawn(worker, (str(path),), nprocs=2)
+    return path
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_two_students_with_halves_are_one_with_the_whole(folder: Path, name: str) -> None:
+    first, second = (load_file(folder / f"{name} {rank}") for rank in range(2))
+    whole = end(name, folder)
+    assert first.keys() == whole.keys() and all(torch.equal(first[k], second[k]) for k in first)
+    for key, value in whole.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(first[key], value, rtol=1e-9, atol=1e-9 * max(1.0, float(value.abs().max())), msg=key)
+        else:
+            assert torch.equal(first[key], value), key
+
+
+@pytest.mark.parametrize("loss", ["clusters", "compress"])
+def test_transfer_in_two_processes_is_transfer_in_one(folder: Path, loss: str) -> None:
+    whole, two = carried(folder, f"one-{loss}", loss), checkpoint.read(checkpoint.newest(folder / f"two-{loss}"))[0]  # type: ignore[arg-type]
+    a, b = (load_file(folder / f"{name}-{loss}" / "targets.safetensors") for name in ("one", "two"))
+    assert toys.same(a, b)
+    assert json.loads((folder / f"two-{loss}" / "transfer.json").read_text()) == json.loads((folder / f"one-{loss}" / "transfer.json").read_text())
+    assert whole.keys() == two.keys()
+    for key, value in whole.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(two[key], value, rtol=2e-4, atol=2e-5 * max(1.0, float(value.abs().max())), msg=key)
+
+
+def test_a_mistake_that_the_first_process_meets_ends_both(folder: Path) -> None:
+    said = {(folder / f"refused {rank}.txt").read_text() for rank in range(2)}
+    assert len(said) == 1 and "k must lie between 1 and the number of images, 96, got 500" in said.pop()
+    assert not (folder / "refused" / "spec.json").exists()
