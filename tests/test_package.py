@@ -12,9 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from terminal import gnothi as called
+from click.shell_completion import BashComplete
 
 import gnothi
+from gnothi.cli import cli
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -49,22 +50,22 @@ def test_every_extra_that_an_error_names_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "last", "expected"),
-    [("gnothi ev", 1, "plain,evaluate"), ("gnothi evaluate k", 2, "plain,knn"), ("gnothi train x --back", 3, "plain,--backbone")],
+    ("words", "expected"),
+    [
+        ("ev", ("plain", "evaluate")),
+        ("evaluate k", ("plain", "knn")),
+        ("train x --back", ("plain", "--backbone")),
+        ("train my", ("file", "my")),
+        ("evaluate knn runs/", ("file", "runs/")),
+        ("neighbours runs/x pic", ("file", "pic")),
+        ("embed runs/x --out f", ("file", "f")),
+        ("nonsense x", None),
+    ],
 )
-def test_the_shell_completes_verbs_and_options(words: str, last: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_GNOTHI_COMPLETE", "bash_complete"), ("COMP_WORDS", words), ("COMP_CWORD", str(last))):
-        monkeypatch.setenv(name, value)
-    done = called()
-    assert done.code == 0 and done.out.split() == [expected], done
-
-
-@pytest.mark.parametrize("words", ["gnothi train my", "gnothi evaluate knn runs/", "gnothi neighbours runs/x pic", "gnothi nonsense x"])
-def test_the_shell_completes_files_where_data_or_an_encoder_stands(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_GNOTHI_COMPLETE", "bash_complete"), ("COMP_WORDS", words), ("COMP_CWORD", str(len(words.split()) - 1))):
-        monkeypatch.setenv(name, value)
-    done = called()
-    assert (done.code, done.err) == (0, "") and done.out.split() == ([] if "nonsense" in words else [f"file,{words.split()[-1]}"]), done
+def test_the_shell_completes_verbs_options_and_files(words: str, expected: tuple[str, str] | None) -> None:
+    *before, last = words.split()
+    found = BashComplete(cli, {}, "gnothi", "_GNOTHI_COMPLETE").get_completions(before, last)
+    assert [(item.type, item.value) for item in found] == ([expected] if expected else [])
 
 
 @pytest.fixture(scope="module")
