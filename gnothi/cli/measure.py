@@ -1,4 +1,4 @@
-"""Verbs that measure encoders: evaluate knn, linear, finetune, layers, patches."""
+"""Verbs that measure encoders: evaluate knn, linear, finetune, multilabel, detect, layers, patches."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def measured(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def told_by_metric(results: list[Any], common: dict[str, Any]) -> None:
+    """Print results of several metrics, metrics first; with --seeds the encoders of each as one row, before what was measured beside them."""
+    from gnothi import evaluate as evaluation
+
+    if common["seeds"]:
+        many, by_metric = len(common["encoders"]), [[r for r in results if r.metric == m] for m in dict.fromkeys(r.metric for r in results)]
+        results = [one for own in by_metric for one in (evaluation.summary(own[:many]), *own[many:])]
+    told(common["as_json"], {"results": [r.to_dict() for r in results]}, lambda: evaluation.table(results))
 
 
 def measure(kind: str, common: dict[str, Any], **settings: Any) -> None:
@@ -99,9 +109,65 @@ def finetune(repeats: int | None, control: bool, out: str | None, **common: Any)
     options: dict[str, Any] = {"spec": spec, "control": control, "repeats": repeats or 1, "out": out, "shown": not common["as_json"]}
     options |= {"settings": data_settings(common["data"], common["assignments"]), "device": common["device"]}
     results = evaluation.finetune(common["encoders"], common["data"], common["test"], **options)
-    many = len(common["encoders"])
-    results = [evaluation.summary(results[:many]), *results[many:]] if common["seeds"] else results
-    told(common["as_json"], {"results": [r.to_dict() for r in results]}, lambda: evaluation.table(results))
+    told_by_metric(results, common)
+
+
+@evaluate.command()
+@measured
+@click.option(
+    "--kind", "kinds", type=click.Choice(["11-point", "area", "no envelope", "101-point"]), multiple=True, help="11-point and area by default."
+)
+@click.option("--annotations", metavar="FOLDER", help="PASCAL VOC files; by default Annotations in the folder of images or beside it.")
+def multilabel(kinds: tuple[str, ...], annotations: str | None, **common: Any) -> None:
+    """Mean average precision over classes where an image may show several: a linear classifier a class, on frozen features.
+
+    DATA is a folder in PASCAL VOC layout, a COCO .json file, or images with labels such as cat;dog (--set data.labels=FILE).
+    """
+    from gnothi import evaluate as evaluation
+    from gnothi.training.progress import counted
+
+    options: dict[str, Any] = {"settings": data_settings(common["data"], common["assignments"]), "device": common["device"]}
+    options |= {"annotations": annotations} | ({"kinds": kinds} if kinds else {})
+    with counted("embedding", not common["as_json"]) as progress:
+        results = evaluation.multilabel(common["encoders"], common["data"], common["test"], progress=progress, **options)
+    told_by_metric(results, common)
+
+
+@evaluate.command()
+@measured
+@click.option("--frozen", is_flag=True, help="Over the frozen network, too.")
+@click.option("--control", is_flag=True, help="The same architectures from random weights, too.")
+@click.option("--repeats", type=click.IntRange(min=1), default=1, metavar="N", help="Seeds of heads, order and random weights; results are means.")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of training; 1,000 by default.")
+@click.option("--batch", type=click.IntRange(min=1), metavar="B", help="Images a step; 4 by default.")
+@click.option("--lr", type=float, metavar="R", help="Peak learning rate; by default 0.02 for 16 images, in proportion.")
+@click.option("--size", type=click.IntRange(min=32), metavar="S", help="Shorter side of the images in pixels; 320 by default.")
+@click.option("--levels", type=click.IntRange(min=1), metavar="L", help="Blocks that feed the pyramid, at most; 4 by default, 1 for a single level.")
+@click.option("--width", type=click.IntRange(min=8), metavar="W", help="Channels of the pyramid; 256 by default.")
+@click.option("--regions", type=click.IntRange(min=8), metavar="R", help="Proposals of an image on which the head is trained; 512 by default.")
+@click.option("--proposals", type=click.IntRange(min=8), metavar="P", help="Proposals that are kept, of an image and level; 1,000 by default.")
+@click.option(
+    "--norm", type=click.Choice(["fixed", "batch"]), help="BatchNorm's statistics: fixed after training images were seen (default), or by batch."
+)
+@click.option("--images", type=click.IntRange(min=1), metavar="N", help="Train and test on at most so many.")
+@click.option("--annotations", metavar="FOLDER", help="PASCAL VOC files; by default Annotations in the folder of images or beside it.")
+@click.option("--out", metavar="FOLDER", help="Keep the runs there: the same command then goes on with them.")
+def detect(frozen: bool, control: bool, repeats: int, images: int | None, annotations: str | None, out: str | None, **common: Any) -> None:
+    """Average precision of Faster R-CNN fine-tuned over networks: VOC07's AP50, the area under the curve, COCO's AP.
+
+    DATA is a folder in PASCAL VOC layout (FOLDER@trainval where it lists its splits) or a COCO .json file.
+    """
+    from gnothi import evaluate as evaluation
+    from gnothi.training.progress import counted
+
+    words = ("steps", "batch", "lr", "size", "levels", "width", "regions", "proposals", "norm")
+    spec = evaluation.DetectSpec.of({word: common[word] for word in words if common[word] is not None})
+    options: dict[str, Any] = {"spec": spec, "frozen": frozen, "control": control, "repeats": repeats, "images": images, "out": out}
+    options |= {"settings": data_settings(common["data"], common["assignments"]), "device": common["device"], "annotations": annotations}
+    with counted("detecting", not common["as_json"]) as progress:
+        shown = not common["as_json"]
+        results = evaluation.detect(common["encoders"], common["data"], common["test"], progress=progress, shown=shown, **options)
+    told_by_metric(results, common)
 
 
 @evaluate.command()

@@ -2,10 +2,13 @@
 
 from gnothi.evaluate.compare import table
 from gnothi.evaluate.depth import plot
+from gnothi.evaluate.detect import detect
+from gnothi.evaluate.detector import DetectSpec
 from gnothi.evaluate.finetune import finetune
 from gnothi.evaluate.layers import layers, over_seeds
 from gnothi.evaluate.layers import table as table_of_layers
 from gnothi.evaluate.linear import linear
+from gnothi.evaluate.multilabel import multilabel
 from gnothi.evaluate.nearest import PRESETS, knn
 from gnothi.evaluate.patches import patches
 from gnothi.evaluate.result import Difference, Predictions, Result, paired, summary, wilson
@@ -14,14 +17,17 @@ from gnothi.evaluate.tuning import FinetuneSpec
 
 __all__ = [
     "PRESETS",
+    "DetectSpec",
     "Difference",
     "FinetuneSpec",
     "Predictions",
     "Result",
+    "detect",
     "finetune",
     "knn",
     "layers",
     "linear",
+    "multilabel",
     "over_seeds",
     "paired",
     "patches",

@@ -27,6 +27,8 @@ class Box:
     top: float
     right: float
     bottom: float
+    difficult: bool = False
+    """Neither a hit nor a miss, by its annotator's word."""
 
     @property
     def area(self) -> float:
@@ -88,8 +90,8 @@ def boxes(path: Path) -> list[Box]:
     try:
         found = []
         for thing in ElementTree.parse(path).getroot().iter("object"):
-            sides = [float(thing.findtext(f"bndbox/{side}") or "nan") for side in ("xmin", "ymin", "xmax", "ymax")]
-            found.append(Box(str(thing.findtext("name")), *sides))
+            left, top, right, bottom = (float(thing.findtext(f"bndbox/{side}") or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
+            found.append(Box(str(thing.findtext("name")), left, top, right, bottom, (thing.findtext("difficult") or "0").strip() == "1"))
         return found
     except (ElementTree.ParseError, OSError, ValueError) as error:
         raise DataError(f"{path} is not a PASCAL VOC file: {str(error)[:80]}") from None

@@ -124,7 +124,7 @@ def predict(
     kept, held = (torch.from_numpy(rows) for rows in holdout(Rows(known, groups), fraction, seed))
     tried = _try(fits, x, y, kept, held, len(ids), seed)
     best = max(tried, key=lambda t: (t.accuracy, -t.cross_entropy))
-    mean, std = _scale(x)
+    mean, std = scale(x)
     fit = refit((x - mean) / std, y, len(ids), best, seed)
     everything = np.union1d(ids, asked)
     scores = np.zeros((len(test), len(everything)), dtype=np.float32)
@@ -156,7 +156,7 @@ class Rows(Source):
 
 def _try(fits: Fits, x: Tensor, y: Tensor, kept: Tensor, held: Tensor, classes: int, seed: int) -> list[Tried]:
     """Every setting on the held-out rows, until ``PATIENCE`` in a row are no better than the best before."""
-    mean, std = _scale(x[kept])
+    mean, std = scale(x[kept])
     outside, tried, best = (x[held] - mean) / std, list[Tried](), 0
     for setting, fit in fits((x[kept] - mean) / std, y[kept], classes, seed):
         logits = fit.logits(outside)
@@ -168,7 +168,7 @@ def _try(fits: Fits, x: Tensor, y: Tensor, kept: Tensor, held: Tensor, classes: 
     return tried
 
 
-def _scale(x: Tensor) -> tuple[Tensor, Tensor]:
+def scale(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each feature; a constant one is left at 0."""
     std, mean = torch.std_mean(x, dim=0, correction=0)
     return mean, torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, torch.ones_like(std))
