@@ -32,11 +32,8 @@ from gnothi.training.optimisers import OptimiserSpec
 
 METRICS = {"VOC07 AP50": "11-point", "area AP50": "area", "COCO AP": "101-point"}
 """What is measured, and the kind of average precision behind it."""
-RULES = {
-    "VOC07 AP50": "VOC's rules at an overlap above 0.5",
-    "area AP50": "VOC's rules at an overlap above 0.5",
-    "COCO AP": "COCO's rules at 0.5 to 0.95",
-}
+RULES = {"11-point": "VOC's rules above an overlap of 0.5", "area": "VOC's rules above an overlap of 0.5", "101-point": "COCO's from 0.5 to 0.95"}
+"""By what a detection is right."""
 CLIP = 10.0
 """Largest norm of the gradient."""
 
@@ -224,6 +221,6 @@ def measured(names: Sequence[str], found: Sequence[Sequence[Found]], tested: Sce
             if first is not None:
                 details["paired"] = difference(first, value, drawn, len(tested))
             first = first or (name, value, drawn)
-            said = f"{metric}: {kind} average precision by {RULES[metric]}, mean over classes; {words}; interval by resampling images"
+            said = f"{metric}: {kind} average precision by {RULES[kind]}, mean over classes; {words}; interval by resampling images"
             results.append(Result(metric, value, low, high, len(tested), said, name, (seed,), details))
     return results
