@@ -71,7 +71,7 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]"
-    assert "gnothi demo                      see it work" in done.stdout
+    assert "gnothi demo                              see it work" in done.stdout
     assert all(f"\n  {name} " in done.stdout for name in cli.cli.commands)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 
@@ -12,6 +14,12 @@ class Verbs(click.Group):
         """As they are written below."""
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """A line each: the first sentence, or as many of its clauses as fit."""
+        room = formatter.width - 6 - max(map(len, self.commands))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, clauses(command.get_short_help_str(limit=1000), room)) for name, command in self.commands.items()])
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with a helpful error."""
         import difflib
@@ -21,3 +29,10 @@ class Verbs(click.Group):
             rule = f"did you mean {near[0]}?" if near else f"known: {', '.join(self.commands)}"
             ctx.fail(f"no such command {args[0]!r}; {rule}")
         return super().resolve_command(ctx, args)
+
+
+def clauses(sentence: str, room: int) -> str:
+    """The first clauses of a sentence that fit into so many characters; at least one."""
+    ends = [m.start() for m in re.finditer(r"[;:,.](?= |$)", sentence)] or [len(sentence)]
+    end = max([e for e in ends if e < room], default=ends[0])
+    return sentence[:end] + "."

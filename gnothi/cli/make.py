@@ -12,7 +12,7 @@ from gnothi.cli.options import AS_JSON, DATA_SET, DEVICE, data_settings, told
 @click.command()
 @click.argument("encoder")
 @click.argument("data")
-@click.option("--out", required=True, metavar="FILE", help=".parquet, .npz, .npy or .safetensors")
+@click.option("--out", required=True, metavar="FILE", help="The file; .parquet, .npz, .npy or .safetensors.")
 @DEVICE
 @DATA_SET
 @AS_JSON
@@ -40,7 +40,7 @@ def left_out(broken: list[str]) -> str:
 
 @click.command()
 @click.argument("encoder")
-@click.option("--to", required=True, metavar="DIR", help="The folder to write.")
+@click.option("--to", required=True, metavar="FOLDER", help="The folder to write.")
 @click.option("--onnx/--no-onnx", default=None, help="Write model.onnx too; by default where the extra `onnx` is installed.")
 @click.option("--data", metavar="DATA", help="Images on which the export is compared with the encoder; by default the run's own.")
 @AS_JSON
@@ -71,7 +71,7 @@ def report(run: str, out: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--out", default="runs/demo", show_default=True, metavar="RUN", help="The folder.")
+@click.option("--out", default="runs/demo", show_default=True, metavar="RUN", help="The run's folder.")
 @AS_JSON
 def demo(out: str, as_json: bool) -> None:
     """See a representation being learned.

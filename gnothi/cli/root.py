@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from gnothi.cli.alike import alike
 from gnothi.cli.compare import compare
-from gnothi.cli.completion import complete_paths
 from gnothi.cli.ensemble import ensemble
 from gnothi.cli.group import Verbs
 from gnothi.cli.look import data, recipes
@@ -23,17 +23,18 @@ START = """gnothi learns visual representations from unlabelled images.
 
 \b
 First steps:
-  gnothi demo                      see it work, about three minutes
-  gnothi data FOLDER               look at your images before training
-  gnothi plan FOLDER               what training will cost
-  gnothi train FOLDER --out RUN    learn from them
-  gnothi evaluate knn RUN --data FOLDER
-  gnothi embed RUN FOLDER --out features.parquet
+  gnothi demo                              see it work, about three minutes
+  gnothi data FOLDER                       look at your images before training
+  gnothi plan FOLDER                       what training will cost
+  gnothi train FOLDER --out RUN            learn; ends with a verdict and a page
+  gnothi neighbours RUN IMAGE --in FOLDER  the images most like one
+  gnothi evaluate knn RUN --data FOLDER    how good it is, where there are labels
+  gnothi embed RUN FOLDER --out FILE       vectors for other tools
 
 DATA is `photos`, a folder of images, an .npz or .npy file, or a torchvision name such as cifar10; @train and @test choose a split.
 
-ENCODER is a run's folder (RUN, RUN@teacher, RUN@step-1200, RUN@untrained), an exported folder or an ensemble's, timm:NAME, pixels, hog, colour
-or features:FILE.
+ENCODER is a run's folder (RUN, RUN@teacher, RUN@step-1200, RUN@untrained), an exported folder or an ensemble's, timm:NAME, pixels, hog, colour,
+bow-sift or features:FILE.
 """
 
 
@@ -45,7 +46,7 @@ def cli() -> None:
 
 for verb in (data, recipes, plan, train, compare, transfer, evaluate, ensemble, embed, neighbours, export, report, demo):
     cli.add_command(verb)
-complete_paths(cli)
+alike(cli)
 
 
 def main() -> None:
