@@ -14,7 +14,7 @@ SETTINGS = click.option(
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A setting of the combiner, such as power=0, or of data, such as data.labels=FILE.",
+    help="A setting of the combiner, such as power=0, or of data, such as data.labels=FILE; may be repeated.",
 )
 
 
@@ -24,6 +24,27 @@ def ensemble() -> None:
 
     One encoder alone may be named, too: its spectrum then changes, and with it what its nearest neighbours are.
     """
+
+
+class Steps:
+    """Shows the steps of a fit that descends: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.shown: Any = None
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __call__(self, done: int, total: int, loss: float) -> None:
+        from gnothi.training.progress import display
+
+        if self.shown is None:
+            self.shown = display(total, done - 1)
+        self.shown.update(done, {"terms": {"loss": loss}})
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown is not None:
+            self.shown.close()
 
 
 def divided(data: str, assignments: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
@@ -37,7 +58,7 @@ def divided(data: str, assignments: tuple[str, ...]) -> tuple[Any, dict[str, Any
 @ensemble.command()
 @click.argument("encoders", nargs=-1, required=True, metavar="ENCODER...")
 @click.option("--data", required=True, metavar="DATA", help="Images to fit on, their training split where they have one; labels are not needed.")
-@click.option("--out", required=True, metavar="DIR", help="The folder to write.")
+@click.option("--out", required=True, metavar="FOLDER", help="The folder to write.")
 @click.option("--combiner", default="pca", show_default=True, metavar="C", help="How members are combined; docs/ensemble.md lists them.")
 @click.option("--seed", default=0, show_default=True, help="Of all that is random.")
 @DEVICE
@@ -46,7 +67,8 @@ def divided(data: str, assignments: tuple[str, ...]) -> tuple[Any, dict[str, Any
 def fit(encoders: tuple[str, ...], data: str, out: str, assignments: tuple[str, ...], device: str | None, as_json: bool, **chosen: Any) -> None:
     """Fit a combiner to the features of several encoders.
 
-    DIR is then the name of an encoder, for every verb that takes one; evaluate knn DIR and the members side by side says what it gives.
+    FOLDER is then the name of an encoder, for every verb that takes one; evaluate knn FOLDER and the members side by side says what it gives. A fit
+    that was cut off goes on where the same command is given again.
 
     \b
     gnothi ensemble fit runs/a runs/b hog --data my-images --out runs/together
@@ -56,8 +78,9 @@ def fit(encoders: tuple[str, ...], data: str, out: str, assignments: tuple[str, 
     from gnothi.training.progress import counted
 
     spec, settings = divided(data, assignments)
-    with counted("embedding", not as_json) as progress:
-        made = make(encoders, data, out, options=settings, settings=spec, device=device, progress=progress, **chosen)
+    with counted("embedding", not as_json) as progress, Steps() as steps:
+        told_of = {"progress": progress, "hears": None if as_json else steps}
+        made = make(encoders, data, out, options=settings, settings=spec, device=device, **told_of, **chosen)
     record = made.ensemble.record
     told(
         as_json,

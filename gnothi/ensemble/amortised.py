@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from gnothi.ensemble.best import Known
 from gnothi.ensemble.closed import Linear
-from gnothi.ensemble.decoders import by_member, dropped
-from gnothi.ensemble.descending import FINISHED, SAMPLE, Fit, begun, divided, finish
+from gnothi.ensemble.descending import SAMPLE, begun, descended
 from gnothi.ensemble.descent import Descent, DescentSpec
 from gnothi.ensemble.members import Features, rows_of
 from gnothi.ensemble.scaling import Scaling
@@ -67,7 +66,12 @@ class Amortised(Descent):
     """A descent whose codes start where a network says."""
 
     form = "amortised"
+    free = False
     start: Amortiser
+
+    def learners(self) -> nn.Module:
+        """Both kinds of networks."""
+        return nn.ModuleList([self.decoders, self.start.network])
 
     @classmethod
     def restore_start(cls, about: dict[str, Any], tensors: dict[str, Tensor], targets: Sequence[Scaling]) -> Amortiser:
@@ -87,45 +91,14 @@ def amortised(features: Features, spec: AmortisedSpec, known: Known) -> Amortise
     Args:
         features: [N, D_j] a member.
         spec: the settings.
-        known: the seed.
+        known: the seed, and where the state of the fit is kept.
     """
-    kept, held = divided(len(features[0]), spec, known.seed)
     plain = begun(features, spec, known.seed)
     width, wide = plain.start.width, sum(len(s.mean) for s in plain.targets)
     with seeded(known.seed, "ensemble amortiser"):
         network = mlp([wide, spec.encoder_hidden or width, width], "none").to(plain.decoders.first.weight.dtype)
     for p in network[-1].parameters():  # it begins as the linear start
         nn.init.zeros_(p)
-    few = torch.cat([s(rows_of(x, kept[:SAMPLE])) for x, s in zip(features, plain.targets, strict=True)], dim=1)
+    few = torch.cat([s(rows_of(x, slice(0, SAMPLE))) for x, s in zip(features, plain.targets, strict=True)], dim=1)
     start = Amortiser(plain.start, plain.targets, network, 1 / float(few.square().mean().sqrt()))
-    model = Amortised(spec, start, plain.targets, plain.decoders, plain.scale)
-    history = AmortisedFit(model, features, kept, known.seed).run(held)
-    network.requires_grad_(False)
-    model.trained = kept[:FINISHED], start.transform([rows_of(x, kept[:FINISHED]) for x in features])
-    finish(model, features, history)
-    return model
-
-
-class AmortisedFit(Fit):
-    """Moves both kinds of networks; there are no codes to move.
-
-    Args:
-        model: whose networks learn.
-        features: [N, D_j] a member.
-        kept: [n] row numbers that are fitted.
-        seed: of order and dropping.
-    """
-
-    def __init__(self, model: Amortised, features: Features, kept: Tensor, seed: int) -> None:
-        super().__init__(model, features, kept, torch.empty(0, model.start.width), seed, nn.ModuleList([model.decoders, model.start.network]))
-
-    def step(self, rows: Tensor, rate: float, random: torch.Generator) -> float:
-        """One batch; returns the sum of its losses."""
-        some = [rows_of(x, self.kept[rows]) for x in self.features]
-        codes = self.model.start(some)
-        losses = by_member(self.spec.loss, self.model.decoders(codes), [s(x) for x, s in zip(some, self.model.targets, strict=True)])
-        self.optimiser.zero_grad()
-        ((dropped(losses, self.spec.drop, random) * losses).sum(1) + self.spec.l2 / 2 * codes.square().sum(1)).mean().backward()
-        self.optimiser.param_groups[0]["lr"] = rate * self.spec.lr_networks
-        self.optimiser.step()
-        return float(losses.detach().sum())
+    return descended(Amortised(spec, start, plain.targets, plain.decoders, plain.scale), features, known)

@@ -6,7 +6,7 @@ All are linear maps of features at unit length, fitted from their mean and covar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,16 +32,17 @@ class Linear:
 
     def __init__(self, means: Sequence[Tensor], matrices: Sequence[Tensor | None], at: Sequence[int], width: int, *, unit: bool = False) -> None:
         self.means, self.matrices, self.at, self.width, self.unit = list(means), list(matrices), list(at), width, unit
+        self.log: dict[str, Any] = {}
 
     def transform(self, features: Sequence[Tensor | None]) -> Tensor:
         """[N, D_j] a member, or None where one is missing (it adds nothing), to [N, r]."""
-        there = next(x for x in features if x is not None)
-        total = there.new_zeros(len(there), self.width)
+        parts = []
         for x, mean, matrix, at in zip(features, self.means, self.matrices, self.at, strict=True):
             if x is not None:
                 centred = F.normalize(x, dim=1) - mean.to(x.dtype)
                 mapped = centred if matrix is None else centred @ matrix.to(x.dtype)
-                total[:, at : at + mapped.shape[1]] += mapped
+                parts.append(F.pad(mapped, (at, self.width - at - mapped.shape[1])))
+        total = sum(parts[1:], parts[0])
         return F.normalize(total, dim=1) if self.unit else total
 
     def tensors(self) -> dict[str, Tensor]:
@@ -121,11 +122,23 @@ def member(features: Features, spec: MemberSpec) -> Linear:
 
 
 # ---- by covariance ------------------------------------------------------------------------------------
-class PCASpec(Spec):
-    """Settings of the principal components of the concatenation."""
+class ChoiceSpec(Spec):
+    """How something is chosen by k-NN on held-out training rows."""
 
-    power: float = Field(default=0.25, ge=0, le=2)
-    """Singular values of the result are those of the concatenation to this power: 1 plain PCA, 0.5 half-whitened, 0 white."""
+    k: int = Field(default=20, ge=1)
+    """Neighbours that vote."""
+    temperature: float = Field(default=0.07, gt=0)
+    """A neighbour's vote is exp(similarity / temperature)."""
+    fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Of the training rows with a label that is held out, by class and never through a group."""
+
+
+class PCASpec(ChoiceSpec):
+    """Settings of the principal components of the concatenation; the first three are for power=holdout."""
+
+    power: Annotated[float, Field(ge=0, le=2)] | Literal["holdout"] = 0.25
+    """Singular values of the result are those of the concatenation to this power: 1 plain PCA, 0.5 half-whitened, 0 white. "holdout" takes the one of
+    0, 0.25, 0.5, 0.75 and 1 that does best by k-NN on held-out training rows, which need labels."""
     width: int | None = Field(default=None, ge=1)
     """Of the result; by default that of the widest member, or less where so many components do not exist."""
     floor: float = Field(default=1e-4, gt=0)
@@ -134,6 +147,7 @@ class PCASpec(Spec):
 
 def pca(features: Features, spec: PCASpec) -> Linear:
     """Principal components of the centred concatenation, scaled by a power of their deviation."""
+    assert not isinstance(spec.power, str)
     sizes, (mean, covariance) = widths(features), moments(features)
     matrix = spectral(covariance, chosen_width(spec.width, features), spec.power, spec.floor)
     return split(features, mean, matrix, [0] * len(sizes), matrix.shape[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +16,11 @@ from torch import Tensor
 from gnothi.contracts import DataError, SettingError, Spec, did_you_mean
 from gnothi.ensemble import closed
 from gnothi.ensemble.amortised import Amortised, AmortisedSpec, amortised
-from gnothi.ensemble.best import BestSpec, Known, best
+from gnothi.ensemble.best import BestSpec, Known, best, powered
 from gnothi.ensemble.descending import descent
 from gnothi.ensemble.descent import Descent, DescentSpec
-from gnothi.ensemble.members import BLOCK, Features, blocks, check, exponent, rows_of, spectrum
+from gnothi.ensemble.fitting import Hears
+from gnothi.ensemble.members import BLOCK, Features, Matrix, blocks, check, exponent, rows_of, spectrum
 from gnothi.recipes.spec import mistake
 from gnothi.training.checkpoint import digest
 
@@ -53,7 +55,7 @@ def _plain(fit: Callable[[Features, Any], Fitted]) -> Fit:
 COMBINERS: dict[str, tuple[type[Spec], Fit]] = {
     "average": (closed.AverageSpec, _plain(closed.average)),
     "concatenation": (closed.AverageSpec, _plain(closed.concatenation)),
-    "pca": (closed.PCASpec, _plain(closed.pca)),
+    "pca": (closed.PCASpec, powered),
     "whitened": (closed.WhitenedSpec, _plain(closed.whitened)),
     "gcca": (closed.GCCASpec, _plain(closed.gcca)),
     "procrustes": (closed.ProcrustesSpec, _plain(closed.procrustes)),
@@ -95,7 +97,7 @@ class Ensemble:
         about = torch.tensor(list(repr((self.combiner, self.spec.model_dump(mode="json"), self.fitted.about())).encode()), dtype=torch.uint8)
         return digest({"about": about, **{f"tensors.{k}": v for k, v in self.fitted.tensors().items()}})[:16]
 
-    def transform(self, features: Sequence[np.ndarray | Tensor | None], **options: Any) -> Tensor:
+    def transform(self, features: Sequence[Matrix | None], **options: Any) -> Tensor:
         """Combine the features of images.
 
         A row depends on no other row. Nothing is held beyond the result and a block of ``BLOCK`` rows.
@@ -121,7 +123,7 @@ class Ensemble:
             result[part] = done
         return torch.empty(0, self.width) if result is None else result
 
-    def _length(self, features: Sequence[np.ndarray | Tensor | None]) -> int:
+    def _length(self, features: Sequence[Matrix | None]) -> int:
         if len(features) != len(self.widths):
             raise DataError(f"this ensemble has {len(self.widths)} members, got features of {len(features)}; None stands for a missing one")
         there = [x for x in features if x is not None]
@@ -141,6 +143,8 @@ def fit(
     labels: np.ndarray | None = None,
     groups: np.ndarray | None = None,
     names: Sequence[str] | None = None,
+    folder: Path | None = None,
+    hears: Hears | None = None,
     **settings: Any,
 ) -> Ensemble:
     """Fit a combiner to training features.
@@ -154,6 +158,9 @@ def fit(
         labels: [N], -1 for none; only ``best`` looks at them.
         groups: [N], of rows that a hold-out does not divide.
         names: of the members, for errors.
+        folder: where a fit that descends keeps its state, for this fit alone: called again with the same arguments, it goes on. Codes then lie there
+            in shards; None holds all of them in memory.
+        hears: told the steps done, all steps, and the mean loss of the last one, where a fit descends.
         settings: of the combiner.
 
     Raises:
@@ -163,7 +170,7 @@ def fit(
     spec = settings_of(combiner, settings)
     check(features, names or [f"member {j}" for j in range(len(features))])
     began = time.monotonic()
-    fitted = COMBINERS[combiner][1](features, spec, Known(seed, None if labels is None else np.asarray(labels), groups))
+    fitted = COMBINERS[combiner][1](features, spec, Known(seed, None if labels is None else np.asarray(labels), groups, folder, hears))
     seconds = time.monotonic() - began
     made = Ensemble(combiner, spec, closed.widths(features), fitted, {"n": len(features[0]), "seed": seed, "seconds": seconds})
     made.record |= {"exponent": _exponent(made, features), **getattr(fitted, "log", {})}

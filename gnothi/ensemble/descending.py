@@ -1,30 +1,30 @@
-"""Fitting a descent: codes of the training images and the networks that read them, both by gradient descent."""
+"""Fitting a descent: what it begins with, the loop, and what is made and logged of its end."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnothi.contracts import SettingError
 from gnothi.ensemble import closed
 from gnothi.ensemble.best import Known
 from gnothi.ensemble.closed import Linear
-from gnothi.ensemble.decoders import Decoders, by_member, dropped
+from gnothi.ensemble.decoders import Decoders
 from gnothi.ensemble.descent import Descent, DescentSpec
-from gnothi.ensemble.members import Features, blocks, exponent, moments, rows_of, spectrum
-from gnothi.ensemble.rows import OPTIMISERS
+from gnothi.ensemble.fitting import Fit
+from gnothi.ensemble.members import Features, exponent, moments, rows_of, spectrum
 from gnothi.ensemble.scaling import scaling
 from gnothi.randomness import generator, seeded
-from gnothi.schedules import cosine
 
+D = TypeVar("D", bound=Descent)
 SAMPLE = 2000
 """Training rows whose codes are inferred again after the fit, for what is logged of them."""
 FINISHED = 5000
 """Training rows to whose codes ``power`` is fitted."""
-CHECKS = 5
-"""How often the held-out rows are looked at during a fit."""
+HELD = 10_000
+"""Rows that are held out, at most."""
 
 
 def descent(features: Features, spec: DescentSpec, known: Known) -> Descent:
@@ -33,13 +33,19 @@ def descent(features: Features, spec: DescentSpec, known: Known) -> Descent:
     Args:
         features: [N, D_j] a member.
         spec: the settings.
-        known: the seed.
+        known: the seed, and where the state of the fit is kept.
     """
-    kept, held = divided(len(features[0]), spec, known.seed)
-    model = begun(features, spec, known.seed)
-    codes = torch.cat([model.start.transform([rows_of(x, kept[part]) for x in features]) for part in blocks(len(kept))])
-    history = Fit(model, features, kept, codes, known.seed).run(held)
-    model.trained = kept, codes
+    return descended(begun(features, spec, known.seed), features, known)
+
+
+def descended(model: D, features: Features, known: Known) -> D:
+    """Fit a model that has begun."""
+    kept, held = divided(len(features[0]), model.spec, known.seed)
+    loop = Fit(model, features, kept, known.seed, known.folder, known.hears)
+    history = loop.run(held)
+    few = kept[:FINISHED]
+    codes = loop.codes(FINISHED) if model.free else model.start.transform([rows_of(x, few) for x in features])
+    model.trained = kept[: len(codes)], codes
     finish(model, features, history)
     return model
 
@@ -69,7 +75,7 @@ def finish(model: Descent, features: Features, history: list[dict[str, float]]) 
 def divided(n: int, spec: DescentSpec, seed: int) -> tuple[Tensor, Tensor]:
     """Row numbers that are fitted and that are held out, drawn by the seed."""
     order = torch.randperm(n, generator=generator(seed, "ensemble rows"))[: spec.most]
-    out = round(spec.holdout * len(order))
+    out = min(round(spec.holdout * len(order)), HELD)
     return order[out:], order[:out].sort().values
 
 
@@ -100,88 +106,3 @@ def first_codes(features: Features, spec: DescentSpec, mean: Tensor, covariance:
         matrix = torch.randn(len(mean), width, generator=generator(seed, "ensemble start"), dtype=torch.float64)
     matrix = matrix / torch.trace(matrix.T @ covariance @ matrix).sqrt()
     return closed.split(features, mean, matrix, [0] * len(features), width)
-
-
-# ---- the fit ------------------------------------------------------------------------------------
-class Fit:
-    """Moves codes and networks, both in place.
-
-    Args:
-        model: whose networks learn.
-        features: [N, D_j] a member.
-        kept: [n] row numbers that are fitted.
-        codes: [n, r] of these.
-        seed: of order and dropping.
-        learners: the networks; those of the model by default.
-    """
-
-    def __init__(self, model: Descent, features: Features, kept: Tensor, codes: Tensor, seed: int, learners: nn.Module | None = None) -> None:
-        self.model, self.spec, self.features, self.kept, self.codes, self.seed = model, model.spec, features, kept, codes, seed
-        self.learners = learners or model.decoders
-        self.networks = list(self.learners.requires_grad_().parameters())
-        self.bank = OPTIMISERS[self.spec.optimiser](codes, model.rate, self.spec.eps)
-        optimisers: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-        self.optimiser = optimisers[self.spec.optimiser](self.networks, lr=self.spec.lr_networks)
-
-    def run(self, held: Tensor) -> list[dict[str, float]]:
-        """Fit; the networks end as they were best on the held-out rows, where there are any.
-
-        Returns:
-            An entry a look: the epoch, its mean loss, and that of the held-out rows.
-        """
-        every = max(1, self.spec.epochs // CHECKS)
-        history: list[dict[str, float]] = []
-        best, least, waited = self.learners.state_dict(), float("inf"), 0
-        for epoch in range(1, self.spec.epochs + 1):
-            seen = self.epoch(epoch - 1)
-            if epoch % every and epoch < self.spec.epochs:
-                continue
-            history.append({"epoch": epoch, "loss": seen} | ({"held_out": self.loss(held)} if len(held) else {}))
-            loss = history[-1].get("held_out", -float("inf"))
-            waited = 0 if loss < least or not len(held) else waited + 1
-            if waited == 0:
-                best, least = {k: v.detach().clone() for k, v in self.learners.state_dict().items()}, loss
-            if waited >= self.spec.patience:
-                break
-        self.learners.load_state_dict(best)
-        self.learners.requires_grad_(False)
-        return history
-
-    def epoch(self, epoch: int) -> float:
-        """Every kept row once.
-
-        Returns:
-            The mean over rows of the sum over members.
-        """
-        n, total = len(self.kept), 0.0
-        parts = torch.randperm(n, generator=generator(self.seed, "ensemble order", epoch)).split(self.spec.batch)
-        for number, rows in enumerate(parts):
-            progress = (epoch * len(parts) + number) / (self.spec.epochs * len(parts))
-            rate = 1.0 if self.spec.optimiser == "sgd" else cosine(progress, 1.0, 0.0)
-            total += self.step(rows, rate, generator(self.seed, "ensemble drop", epoch, number))
-        return total / n
-
-    def step(self, rows: Tensor, rate: float, random: torch.Generator) -> float:
-        """One batch; returns the sum of its losses."""
-        targets = [s(rows_of(x, self.kept[rows])) for x, s in zip(self.features, self.model.targets, strict=True)]
-        free = self.codes[rows].requires_grad_()
-        losses = by_member(self.spec.loss, self.model.decoders(free), targets)  # [B, m]
-        self.optimiser.zero_grad()
-        (dropped(losses, self.spec.drop, random) * losses).sum().backward()
-        assert free.grad is not None
-        for p in self.networks:  # they have the mean over rows; a code has the sum of its own row
-            assert p.grad is not None
-            p.grad.div_(len(rows)).add_(p.detach(), alpha=self.spec.l2 / len(self.kept))
-        self.optimiser.param_groups[0]["lr"] = rate * self.spec.lr_networks
-        self.optimiser.step()
-        self.bank.step(rows, free.grad + self.spec.l2 * free.detach(), rate)
-        self.model.bounded(self.codes, rows)
-        return float(losses.detach().sum())
-
-    def loss(self, held: Tensor) -> float:
-        """Of rows that are not fitted: mean over rows of the sum over members, after the descent."""
-        some = [rows_of(x, held) for x in self.features]
-        self.model.decoders.requires_grad_(False)
-        found = float(self.model.losses(some, self.model.codes(some)).sum(1).mean())
-        self.model.decoders.requires_grad_(True)
-        return found

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnothi.contracts import Spec
 from gnothi.ensemble.closed import Linear
@@ -73,10 +73,12 @@ class DescentSpec(Spec):
     """Codes are brought back to the length they start with on average, after every step."""
     power: float | None = Field(default=None, ge=0, le=2)
     """PCA of the finished codes by this power, fitted on training codes: the loss leaves their spectrum open. None leaves codes as they are."""
-    most: int = Field(default=100_000, ge=2)
-    """Training rows that are fitted, at most, drawn by the seed: memory is bounded."""
+    most: int | None = Field(default=None, ge=2)
+    """Training rows that are fitted, at most, drawn by the seed; None for all."""
+    shard: int = Field(default=16_384, ge=1)
+    """Training rows that are visited together: of so many, codes and their optimiser's state are in memory."""
     holdout: float = Field(default=0.05, ge=0, lt=1)
-    """Fraction of the training rows whose loss decides when the fit ends; 0 holds none out, and all epochs are run."""
+    """Fraction of the training rows, at most 10,000, whose loss decides when the fit ends; 0 holds none out, and all epochs are run."""
     patience: int = Field(default=2, ge=1)
     """Looks at the held-out rows without a gain that end the fit; the best networks are kept."""
 
@@ -94,6 +96,8 @@ class Descent:
     """
 
     form = "descent"
+    free = True
+    """Whether the codes of training images are variables of the fit."""
 
     def __init__(
         self, spec: DescentSpec, start: Any, targets: Sequence[Scaling], decoders: Decoders, scale: float, finish: Linear | None = None
@@ -102,7 +106,7 @@ class Descent:
         self.decoders = decoders.eval().requires_grad_(False)
         self.log: dict[str, Any] = {}
         self.trained: tuple[Tensor, Tensor] | None = None
-        """Row numbers [n] of the fit and their codes [n, r] as the fit left them; not kept on disk."""
+        """Row numbers [n] of the fit, or of its first rows, and their codes [n, r] as the fit left them; not part of what is written."""
 
     @property
     def width(self) -> int:
@@ -137,6 +141,10 @@ class Descent:
                 rows.step(slice(None), self.gradient(codes, targets), rate)
                 self.bounded(codes, slice(None))
             return codes[:n]
+
+    def learners(self) -> nn.Module:
+        """The networks that the fit moves."""
+        return self.decoders
 
     @property
     def rate(self) -> float:

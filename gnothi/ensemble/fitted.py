@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,15 @@ from gnothi.data import open as open_data
 from gnothi.encoders import Encoder, features, load
 from gnothi.encoders.encoder import Images, Progress, wrong_channels
 from gnothi.ensemble.combine import FORMS, Ensemble, fit, settings_of
-from gnothi.ensemble.members import blocks
+from gnothi.ensemble.descent import Descent
+from gnothi.ensemble.fitting import Hears
+from gnothi.ensemble.members import blocks, readable, together
 from gnothi.training.checkpoint import digest, replace_file, write_text
 
 log = logging.getLogger(__name__)
 ABOUT, TENSORS = "ensemble.json", "ensemble.safetensors"
+UNFINISHED = ".fit-"
+"""How a folder begins in which a fit keeps its state; what follows says of which fit, so that no other goes on from it."""
 
 
 class EnsembleEncoder(Encoder):
@@ -66,11 +71,6 @@ class EnsembleEncoder(Encoder):
             yield combined
 
 
-def readable(features: Sequence[np.ndarray]) -> np.ndarray:
-    """[N] bool: the images that every member could read."""
-    return np.logical_and.reduce([~np.isnan(x[:, 0]) for x in features])
-
-
 # ---- making -------------------------------------------------------------------------------------
 def make(
     encoders: Sequence[str],
@@ -84,8 +84,9 @@ def make(
     cache: str | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    hears: Hears | None = None,
 ) -> EnsembleEncoder:
-    """Fit an ensemble of encoders and write its folder.
+    """Fit an ensemble of encoders and write its folder; a fit that descends and was cut off goes on where the same call is made again.
 
     Args:
         encoders: names of the members.
@@ -98,6 +99,7 @@ def make(
         cache: folder of the stored features.
         device: where encoders compute.
         progress: told how many images of a member are embedded.
+        hears: told of the steps of a fit that descends, as by ``fit``.
 
     Raises:
         SettingError: there is no such combiner or setting, or the folder holds something else.
@@ -105,39 +107,55 @@ def make(
         DataError: the data cannot be used.
     """
     folder, options = Path(out).expanduser(), options or {}
-    settings_of(combiner, options)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / ABOUT).exists())):
+    spec = settings_of(combiner, options)
+    if folder.exists() and (
+        not folder.is_dir() or (not all(p.name.startswith(UNFINISHED) for p in folder.iterdir()) and not (folder / ABOUT).exists())
+    ):
         raise SettingError(f"--out {folder} exists and is no ensemble; name a new folder")
     source = open_data(data, settings=settings, split="train") if isinstance(data, str) else data
     members = [load(name, device) for name in encoders]
-    vectors = [features(m, source, cache=cache, progress=progress) for m in members]
-    whole = readable(vectors)
-    labels, groups = source.labels, source.groups
-    if not whole.all():
-        vectors = [x[whole] for x in vectors]
-        labels, groups = (None if x is None else x[whole] for x in (labels, groups))
-    made = fit(vectors, combiner, seed=seed, labels=labels, groups=groups, names=list(encoders), **options)
-    about = {"name": data if isinstance(data, str) else None, "fingerprint": source.fingerprint(), "n": int(whole.sum())}
+    vectors, rows = together([features(m, source, cache=cache, progress=progress) for m in members])
+    labels, groups = (None if x is None else x[rows] for x in (source.labels, source.groups))
+    asked = [combiner, spec.model_dump(mode="json"), seed, [m.fingerprint for m in members], source.fingerprint()]
+    state = folder / f"{UNFINISHED}{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
+    made = fit(vectors, combiner, seed=seed, labels=labels, groups=groups, names=list(encoders), folder=state, hears=hears, **options)
+    about = {"name": data if isinstance(data, str) else None, "fingerprint": source.fingerprint(), "n": len(rows)}
     write(folder, made, members, source.channels, about)
+    for done in folder.glob(UNFINISHED + "*"):
+        shutil.rmtree(done)
     return EnsembleEncoder(str(out), made, members, source.channels, {})
 
 
-def write(folder: Path, made: Ensemble, members: Sequence[Encoder], channels: int, source: dict[str, Any]) -> None:
-    """Write the two files, tensors first: without ``ensemble.json`` there is no ensemble."""
+def write(
+    folder: Path, made: Ensemble, members: Sequence[Encoder], channels: int, source: dict[str, Any], near: Sequence[str] | None = None, **more: Any
+) -> None:
+    """Write the two files, tensors first: without ``ensemble.json`` there is no ensemble.
+
+    Args:
+        folder: where.
+        made: the fitted combiner.
+        members: whose names and fingerprints are kept.
+        channels: of the images.
+        source: what is known of the images that were fitted.
+        near: where each member lies, relative to the folder; None finds it out.
+        more: what else ``ensemble.json`` says.
+    """
     tensors = {k: v.detach().cpu().contiguous() for k, v in made.fitted.tensors().items()}
+    places = near or [_near(m.name, folder) for m in members]
     about = {
         "gnothi": gnothi.__version__,
         "combiner": made.combiner,
         "settings": made.spec.model_dump(mode="json"),
         "fitted": made.fitted.about(),
         "members": [
-            {"name": m.name, "near": _near(m.name, folder), "fingerprint": m.fingerprint, "width": d}
-            for m, d in zip(members, made.widths, strict=True)
+            {"name": m.name, "near": place, "fingerprint": m.fingerprint, "width": d}
+            for m, place, d in zip(members, places, made.widths, strict=True)
         ],
         "channels": channels,
         "source": source,
         "record": made.record,
         "digest": digest(tensors),
+        **more,
     }
     replace_file(folder / TENSORS, lambda path: _bytes(path, save(tensors)))
     write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
@@ -178,29 +196,30 @@ def ensemble_encoder(name: str, folder: Path, marks: list[str], device: torch.de
 
 
 def _member(folder: Path, known: dict[str, Any], device: torch.device) -> Encoder | None:
-    """A member under its name, else where it lay relative to the folder."""
-    opened, why = None, ""
-    for name in (known["name"], str(folder / known["near"])):
+    """A member where it lay relative to the folder, else under its name."""
+    other, why = None, ""
+    for name in (str(folder / known["near"]), known["name"]):
         try:
             opened = load(name, device)
-            break
         except GnothiError as error:
-            why = why or str(error)
-    if opened is None:
-        log.warning("%s works without its member %s, which is missing: %s", folder, known["name"], why)
-        return None
-    if opened.fingerprint != known["fingerprint"]:
+            why = str(error)
+            continue
+        if opened.fingerprint == known["fingerprint"]:
+            return opened
+        other = opened
+    if other is not None:
         raise EncoderError(
-            f"{folder}: its member {known['name']} changed since the fit (fingerprint {opened.fingerprint}, was {known['fingerprint']}); fit again"
+            f"{folder}: its member {known['name']} changed since the fit (fingerprint {other.fingerprint}, was {known['fingerprint']}); fit again"
         )
-    return opened
+    log.warning("%s works without its member %s, which is missing: %s", folder, known["name"], why)
+    return None
 
 
 def _options(name: str, marks: list[str], fitted: Any) -> dict[str, Any]:
     if not marks:
         return {}
     mark = marks[0]
-    if len(marks) > 1 or not mark.startswith("steps-") or not mark[6:].isdigit() or not hasattr(fitted, "log"):
-        what = "steps-N, such as steps-20" if hasattr(fitted, "log") else "nothing: it takes no steps"
+    if len(marks) > 1 or not mark.startswith("steps-") or not mark[6:].isdigit() or not isinstance(fitted, Descent):
+        what = "steps-N, such as steps-20" if isinstance(fitted, Descent) else "nothing: it takes no steps"
         raise EncoderError(f"{name}: after @ of this ensemble stands {what}, got {'@'.join(marks)}")
     return {"steps": int(mark[6:])}

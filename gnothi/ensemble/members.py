@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,19 +12,58 @@ from torch import Tensor
 
 from gnothi.contracts import DataError
 
-Features = Sequence[np.ndarray | Tensor]
-"""A matrix [N, D_j] a member, of the same images in the same order; also memory-mapped."""
 BLOCK = 4096
 """Rows that are held at a time."""
 
 
-def rows_of(x: np.ndarray | Tensor, rows: slice | Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Chosen:
+    """Some rows of a matrix, which stays on the disk where it lies there."""
+
+    matrix: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[n, D]."""
+        return len(self.rows), self.matrix.shape[1]
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+        return 2
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: slice | np.ndarray) -> np.ndarray:
+        return self.matrix[self.rows[which]]
+
+
+Matrix = np.ndarray | Tensor | Chosen
+Features = Sequence[Matrix]
+"""A matrix [N, D_j] a member, of the same images in the same order; also memory-mapped."""
+
+
+def readable(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """[N] bool: the images that every member could read."""
+    return np.logical_and.reduce([~np.isnan(x[:, 0]) for x in vectors])
+
+
+def together(vectors: Sequence[np.ndarray]) -> tuple[Features, np.ndarray]:
+    """The vectors of the images that every member could read, and the row numbers [n] of these."""
+    whole = readable(vectors)
+    rows = np.flatnonzero(whole)
+    return (vectors if whole.all() else [Chosen(x, rows) for x in vectors]), rows
+
+
+def rows_of(x: Matrix, rows: slice | Tensor) -> Tensor:
     """Some rows on the CPU: float64 where the features are, float32 otherwise."""
     part = x[rows] if isinstance(x, Tensor) else torch.from_numpy(np.array(x[rows if isinstance(rows, slice) else rows.numpy()]))
     return part.detach().cpu().to(torch.float64 if part.dtype == torch.float64 else torch.float32)
 
 
-def unit(x: np.ndarray | Tensor, rows: slice | Tensor) -> Tensor:
+def unit(x: Matrix, rows: slice | Tensor) -> Tensor:
     """Some rows at unit length; a row of zeros stays one."""
     return F.normalize(rows_of(x, rows), dim=1)
 
@@ -49,7 +89,7 @@ def check(features: Features, names: Sequence[str]) -> None:
         _sound(name, x)
 
 
-def _sound(name: str, x: np.ndarray | Tensor) -> None:
+def _sound(name: str, x: Matrix) -> None:
     first, differs = unit(x, slice(0, 1)), False
     for part in blocks(len(x)):
         block = unit(x, part)

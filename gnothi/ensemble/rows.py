@@ -26,6 +26,14 @@ class RowAdam:
         self.first, self.second = torch.zeros_like(rows), torch.zeros_like(rows)
         self.count = torch.zeros(len(rows), dtype=torch.int64)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Rows and state, by name."""
+        return {"rows": self.rows, "first": self.first, "second": self.second, "count": self.count}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take what ``tensors`` gave."""
+        self.rows, self.first, self.second, self.count = (tensors[name] for name in ("rows", "first", "second", "count"))
+
     def step(self, which: Index, gradient: Tensor, rate: float = 1.0) -> None:
         """Move some rows, none of them named twice.
 
@@ -48,9 +56,18 @@ class RowSGD:
     def __init__(self, rows: Tensor, lr: float, eps: float) -> None:
         self.rows, self.lr = rows, lr
 
+    def tensors(self) -> dict[str, Tensor]:
+        """As ``RowAdam.tensors``."""
+        return {"rows": self.rows}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """As ``RowAdam.restore``."""
+        self.rows = tensors["rows"]
+
     def step(self, which: Index, gradient: Tensor, rate: float = 1.0) -> None:
         """As ``RowAdam.step``."""
         self.rows[which] -= rate * self.lr * gradient
 
 
+Rows = RowAdam | RowSGD
 OPTIMISERS: dict[str, type[RowAdam] | type[RowSGD]] = {"adam": RowAdam, "sgd": RowSGD}

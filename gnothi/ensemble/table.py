@@ -14,15 +14,16 @@ from gnothi.contracts import SettingError, Source
 from gnothi.data import DataSpec
 from gnothi.encoders import Encoder, load
 from gnothi.encoders.encoder import Progress
+from gnothi.ensemble.best import POWERS
 from gnothi.ensemble.combine import Ensemble, fit, settings_of
-from gnothi.ensemble.fitted import readable
+from gnothi.ensemble.members import Features, together
 from gnothi.evaluate import Result, paired
 from gnothi.evaluate.run import Split, chosen, measure, split, vectors_of
 
 ALL = ("average", "concatenation", "pca", "whitened", "gcca", "procrustes", "descent", "amortised")
 """Combiners that are compared where none is named, beside every member and the best one."""
-POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""At which PCA is shown: of the concatenation, or of the only member."""
+CHOSEN = "pca, power chosen"
+"""On held-out training rows; beside it PCA is shown at all powers: of the concatenation, or of the only member."""
 FIRST = ("best", "concatenation")
 """What all others are compared with."""
 AS_TRAINED = "descent, codes as trained"
@@ -50,9 +51,10 @@ def compare(
 
     Args:
         encoders: the members.
-        data: labelled images; combiners are fitted to the rows that train, never to test rows, and labels enter the choice of the best member only.
+        data: labelled images; combiners are fitted to the rows that train, never to test rows; labels enter choices by k-NN on held-out training rows
+            only.
         test: as in ``evaluate.run``.
-        combiners: names of ``COMBINERS``; "pca" is shown at every power of ``POWERS`` where its options name none.
+        combiners: names of ``COMBINERS``; "pca" is shown at every power of ``POWERS``, and at the chosen one, where its options name none.
         kind: "knn" or "linear".
         options: settings by combiner.
         protocol: options of the kind, such as k.
@@ -69,9 +71,9 @@ def compare(
     arms = _arms(combiners, options or {})
     opened = [load(e, device) if isinstance(e, str) else e for e in encoders]
     rows, asked = split(data, test, settings, seed), chosen(kind, dict(protocol or {}))
-    train, tested = ([vectors_of(e, part, cache, progress) for e in opened] for part in (rows.train, rows.test))
-    train, rows = _whole(train, rows, "train")
-    tested, rows = _whole(tested, rows, "test")
+    found = [[vectors_of(e, part, cache, progress) for e in opened] for part in (rows.train, rows.test)]
+    train, rows = _whole(found[0], rows, "train")
+    tested, rows = _whole(found[1], rows, "test")
     study = _Study(train, tested, rows, [e.name for e in opened], seed)
     members: dict[str, Arm] = {name: ("member", {"number": j}) for j, name in enumerate(study.names)}
     arms = {first: arms[first] for first in FIRST} | members | arms
@@ -90,6 +92,7 @@ def _arms(combiners: Sequence[str], options: dict[str, dict[str, Any]]) -> dict[
         settings_of(combiner, given)
         if combiner == "pca" and "power" not in given:
             arms |= {f"pca {p:g}": (combiner, {**given, "power": p}) for p in POWERS}
+            arms[CHOSEN] = (combiner, {**given, "power": "holdout"})
         else:
             arms[combiner] = (combiner, given)
         if combiner == "descent":
@@ -97,21 +100,19 @@ def _arms(combiners: Sequence[str], options: dict[str, dict[str, Any]]) -> dict[
     return arms
 
 
-def _whole(vectors: list[np.ndarray], rows: Split, side: str) -> tuple[list[np.ndarray], Split]:
+def _whole(vectors: list[np.ndarray], rows: Split, side: str) -> tuple[Features, Split]:
     """Without the images that a member could not read."""
-    whole, part = readable(vectors), getattr(rows, side)
-    if whole.all():
-        return vectors, rows
-    kept = replace(part, rows=part.rows[whole], labels=part.labels[whole])
-    return [x[whole] for x in vectors], replace(rows, **{side: kept})
+    found, whole = together(vectors)
+    part = getattr(rows, side)
+    return found, replace(rows, **{side: replace(part, rows=part.rows[whole], labels=part.labels[whole])})
 
 
 @dataclass(frozen=True)
 class _Study:
     """The features of the members on the same rows."""
 
-    train: list[np.ndarray]
-    tested: list[np.ndarray]
+    train: Features
+    tested: Features
     rows: Split
     names: list[str]
     seed: int

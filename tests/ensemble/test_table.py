@@ -15,7 +15,8 @@ from gnothi.contracts import SettingError
 from gnothi.data import ArraySource
 from gnothi.encoders import load
 from gnothi.ensemble import compare, fit, text
-from gnothi.ensemble.table import AS_TRAINED, POWERS
+from gnothi.ensemble.best import POWERS
+from gnothi.ensemble.table import AS_TRAINED, CHOSEN
 
 MEMBERS = ["hog", "colour"]
 QUICK = {"epochs": 2, "hidden": 16, "width": 8, "batch": 32}
@@ -29,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_and_differences_are_those_of_evaluation_by_hand() -> None:
     train, test = drawn(tint=75), drawn(seed=1, tint=75)
     found = {r.encoder: r for r in compare(MEMBERS, train, test, ("pca", "gcca"), protocol={"k": 5})}
-    assert list(found) == ["best", "concatenation", *MEMBERS, *(f"pca {p:g}" for p in POWERS), "gcca"]
+    assert list(found) == ["best", "concatenation", *MEMBERS, *(f"pca {p:g}" for p in POWERS), CHOSEN, "gcca"]
     x, y = ([load(name).embed_source(s) for name in MEMBERS] for s in (train, test))
     arms = {"gcca": ("gcca", {}), "pca 0.5": ("pca", {"power": 0.5}), "concatenation": ("concatenation", {}), "colour": ("member", {"number": 1})}
     by_hand = {}
