@@ -63,7 +63,7 @@ def cifar() -> str:
                 ", ".join(f"{_mean(part, k):{form}}" for part in (ours, theirs) if part) for k, form in (("spectral", ".3f"), ("processor", ".0f"))
             )
             epochs = f"; {timed[0]['epochs']} epochs" if timed else ""
-            lines.append(f"| {method} | {_said(ours)} | {_said(theirs)} | {less} | {_said(timed)}{epochs} | {' | '.join(pairs)} |")
+            lines.append(f"| {method} | {seeds_said(ours)} | {seeds_said(theirs)} | {less} | {seeds_said(timed)}{epochs} | {' | '.join(pairs)} |")
     lines += [f"| {name} | {interval(rows[name])} | | | | {rows[name]['spectral']:.3f} | |" for name in ("pixels", "untrained") if name in rows]
     return "\n".join(lines) if rows else "Not run yet."
 
@@ -76,7 +76,7 @@ def _mean(rows: list[dict[str, Any]], key: str = "value") -> float:
     return statistics.fmean(r[key] for r in rows)
 
 
-def _said(rows: list[dict[str, Any]]) -> str:
+def seeds_said(rows: list[dict[str, Any]]) -> str:
     """One seed with its interval over test images; several with a t-interval over seeds."""
     if len(rows) < 2:
         return interval(rows[0]) if rows else ""
@@ -124,4 +124,57 @@ def growth() -> str:
     return "\n".join(lines) if rows else "Not run yet."
 
 
-TABLES: tuple[Callable[[], str], ...] = (demo, photos_methods, cifar, cifar_sweep, step, search, growth)
+# ---- auxiliaries and clusters --------------------------------------------------------------------
+def auxiliaries() -> str:
+    """What each adds to a step of the method alone."""
+    rows = results("auxiliaries", "benchmarks")
+    lines = ["| method | beside it | time of a step | operations | memory |", "|---|---|---|---|---|"]
+    for r in rows.values():
+        base = rows[f"{r['method']} nothing"]
+        if r is base:
+            about = f"{r['seconds']:.3f} s | {r['flops'] / 1e9:.1f} GFLOP | {r['memory'] / 2**20:.0f} MiB"
+        else:
+            times, counted, more = r["seconds"] / base["seconds"], r["flops"] / base["flops"], (r["memory"] - base["memory"]) / 2**20
+            about = f"x {times:.2f} | x {counted:.2f} | {more:+.0f} MiB"
+        lines.append(f"| {r['method']} | {r['beside']} | {about} |")
+    return "\n".join(lines) if rows else "Not run yet."
+
+
+def local_memory() -> str:
+    rows = results("local_memory", "benchmarks")
+    lines = ["| prototypes | patches | their logits | the loss | over the logits | the plain form |", "|---|---|---|---|---|---|"]
+    for r in rows:
+        plain = f"{r['plain'] / 2**30:.2f} GiB" if "plain" in r else ""
+        sizes = f"{r['logits'] / 2**30:.2f} GiB | {r['streamed'] / 2**30:.2f} GiB | {r['streamed'] / r['logits']:.2f}"
+        lines.append(f"| {r['prototypes']:,} | {r['tokens']:,} | {sizes} | {plain} |")
+    return "\n".join(lines) if rows else "Not run yet."
+
+
+def clusters() -> str:
+    """Measured, and in words what ten times as many rows would take: the passes grow with the rows, all else stays."""
+    rows = results("clusters", "benchmarks")
+    if not rows:
+        return "Not run yet."
+    lines = ["| rows | numbers each | clusters | held | passes | k-means | a pass | memory |", "|---|---|---|---|---|---|---|---|"]
+    for r in rows:
+        sizes = f"| {r['rows']:,} | {r['width']:,} | {r['clusters']:,} | {r['used']:,} | {r['passes']}"
+        lines.append(f"{sizes} | {r['seconds']:.0f} s | {r['pass']:.1f} s | {r['peak'] / 2**20:.0f} MiB |")
+    last = rows[-1]
+    once = last["pass"] * 10
+    minutes = (last["seconds"] - (last["passes"] + 1) * last["pass"] + (last["passes"] + 1) * once) / 60
+    ten = f"{10 * last['rows']:,} rows would take {once / 60:.1f} minutes a pass and {minutes:.0f} in all on this core, with the same memory."
+    return "\n".join([*lines, "", f"Seconds of one core. {ten}"])
+
+
+TABLES: tuple[Callable[[], str], ...] = (
+    demo,
+    photos_methods,
+    cifar,
+    cifar_sweep,
+    step,
+    search,
+    growth,
+    auxiliaries,
+    local_memory,
+    clusters,
+)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 import parts
+import studies
 import tables
 from click.testing import CliRunner
 
@@ -91,7 +92,7 @@ def reading() -> str:
 
 
 WRITERS: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (*tables.TABLES, settings, recipes, view_recipes, verbs, files, reading, *parts.PARTS)
+    f.__name__: f for f in (*tables.TABLES, *studies.STUDIES, settings, recipes, view_recipes, verbs, files, reading, *parts.PARTS)
 }
 
 

@@ -1,0 +1,149 @@
+"""What an auxiliary adds to a step: time, memory and floating-point operations, over the same method alone in the same run.
+
+    python -m benchmarks.auxiliaries [--steps N] [--rounds N] [--backbone NAME] [--device D] [NAME ...]
+
+Every case is a process of its own with one thread; a round goes through all of them, and the fastest of a case counts. NAMEs are methods. Time
+is that of whole steps of the Learner, views included: on a CPU the process's own (what else the machine does meets it little), elsewhere the clock's.
+Memory is what the run keeps (weights, buffers, the optimiser's state) and the most that a step holds besides. Operations are those of forward and
+backward pass, a multiplication and an addition counted as two. Writes benchmarks/results/auxiliaries.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.local_memory import peak
+from benchmarks.step import write_data
+from gnothi import pretrain
+from gnothi.contracts import Step
+from gnothi.recipes.resolve import resolve
+from gnothi.training.checkpoint import write_text
+from gnothi.training.learner import Learner
+
+RESULTS = Path(__file__).parent / "results" / "auxiliaries.json"
+METHODS = ("simclr", "byol", "dino")
+BESIDE: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "rotation, both views": {"rotation": {}},
+    "rotation, one view": {"rotation": {"views": [0]}},
+    "rotation, E-SSL's small crop": {"rotation": {"form": "essl"}},
+    "jigsaw": {"jigsaw": {}},
+    "layers": {"layers": {}},
+    "local, geometric": {"local": {"match": "geometric"}},
+    "local, similarity": {"local": {"match": "similarity"}},
+}
+WARM = 2
+"""Steps before the clock starts."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    method: str
+    beside: str
+    auxiliary: dict[str, Any] = field(default_factory=dict)
+    backbone: str = "micro-vit"
+    batch: int = 64
+    steps: int = 10
+    device: str | None = None
+
+
+def learner(case: Case, data: str) -> Learner:
+    """A run that keeps nothing."""
+    chosen = {
+        "method": {"name": case.method},
+        "backbone": {"name": case.backbone},
+        "auxiliary": case.auxiliary,
+        "views": {"size": 32},
+        "training": {"batch": case.batch, "threads": 1},
+    }
+    resolved = resolve(data, settings=chosen, device=case.device)
+    torch.set_num_threads(1)
+    objective, s = pretrain.build(resolved), resolved.spec
+    views = pretrain.batches(resolved, objective)
+    return Learner(objective, views, spec=s.training, optimiser=s.optimiser, total=100_000, per_epoch=resolved.per_epoch, seed=0)
+
+
+def flops(run: Learner) -> int:
+    """Of a step's forward and backward pass."""
+    step = Step(0, 0, 1)
+    views = run.objective.draw(run.batches(0), step)
+    with FlopCounterMode(display=False) as counter:
+        run.module(views, step)[0].backward()
+    run.optimiser.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def measure(case: Case, data: str) -> dict[str, Any]:
+    """Of one case: ``seconds`` of a step, ``memory`` in bytes, ``flops``."""
+    run = learner(case, data)
+    device = next(run.objective.parameters()).device
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    times: list[float] = []
+    for _ in range(WARM + case.steps):
+        began = clock()
+        run.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(clock() - began)
+    kept = sum(t.numel() * t.element_size() for t in run.state().values())
+    return {"seconds": statistics.median(times[WARM:]), "memory": kept + peak(device, run.step)[0], "flops": flops(run)}
+
+
+def apart(case: Case, data: str) -> dict[str, Any]:
+    """Measure a case in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.auxiliaries", "--one", json.dumps(asdict(case)), "--at", data]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    if said.returncode:
+        raise SystemExit(f"{case.method} beside {case.beside}: {said.stderr.strip()[-2000:]}")
+    return json.loads(said.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"methods; by default {' '.join(METHODS)}")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--backbone", default="micro-vit")
+    parser.add_argument("--device")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--at", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measure(Case(**json.loads(given.one)), given.at)))
+        return
+    shape = {"backbone": given.backbone, "batch": given.batch, "steps": given.steps, "device": given.device}
+    cases = [Case(m, name, own, **shape) for m in given.names or METHODS for name, own in BESIDE.items()]
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = str(write_data(Path(folder))["memory"])
+        for _ in range(given.rounds):
+            for case in cases:
+                new, key = apart(case, data), f"{case.method} {case.beside}"
+                found[key] = {**asdict(case), **new, "seconds": min(new["seconds"], found.get(key, new)["seconds"])}
+    print(f"{'method':<8}{'beside':<30}{'time':>8}{'operations':>12}{'memory':>14}")
+    for row in found.values():
+        base = found[f"{row['method']} nothing"]
+        more = (row["memory"] - base["memory"]) / 2**20
+        times, counted = row["seconds"] / base["seconds"], row["flops"] / base["flops"]
+        print(f"{row['method']:<8}{row['beside']:<30}{times:>8.2f}{counted:>12.2f}{more:>10.0f} MiB")
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    write_text(RESULTS, json.dumps(known | found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Tables of the studies of auxiliary objectives, from the results of experiments/studies.py."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tables import results, seeds_said
+
+EQUAL = " in equal time"
+PARTS = (0.25, 0.5, 0.75, 1.0)
+"""Of a run, at which its curve is told."""
+Found = dict[str, dict[str, Any]]
+Row = dict[str, Any]
+
+
+def rotation_study() -> str:
+    return _pages("rotation", _compared, _curves)
+
+
+def layers_study() -> str:
+    return _pages("layers", _compared, _near, _far)
+
+
+def local_study() -> str:
+    return _pages("local", _compared, _matches)
+
+
+def together_study() -> str:
+    return _pages("together", _compared)
+
+
+def transfer_study() -> str:
+    """Of every pretext task that was run: k-NN and linear accuracy of every arm, and of the student's blocks."""
+    found = {name: rows for name in ("rotation", "jigsaw", "simclr") if (rows := results(f"transfer_{name}"))}
+    lines = ["| pretext task | arm | seeds | k-NN | linear |", "|---|---|---|---|---|"]
+    for name, rows in found.items():
+        for arm in dict.fromkeys(r["arm"] for r in rows):
+            of = {m: [r for r in rows if (r["arm"], r["measured"]) == (arm, m)] for m in ("knn", "linear")}
+            lines.append(f"| {name} | {arm} | {len(of['knn'])} | {' | '.join(seeds_said(of[m]) for m in of)} |")
+    deep = {name: {"blocks": own} for name, rows in found.items() if (own := [r for r in rows if r["measured"] == "blocks"])}
+    return "\n".join([*lines, "", _blocks(deep, "blocks", "A linear classifier on every block:")]).rstrip() if found else "Not run yet."
+
+
+def _pages(name: str, *parts: Callable[[Found], str]) -> str:
+    """What there is of the form for two cores and of that for a GPU."""
+    forms = [(title, results(f"study_{name}{end}")) for title, end in (("", ""), ("On a GPU:\n\n", "_gpu"))]
+    found = [title + "\n\n".join(text for part in parts if (text := part(found))) for title, found in forms if found]
+    return "\n\n".join(found) or "Not run yet."
+
+
+# ---- equal epochs, equal time --------------------------------------------------------------------
+def _compared(found: Found) -> str:
+    lines = ["| comparison | images | arm | seeds | epochs | seconds | k-NN | less the first arm: over seeds | over images |", "|" + "---|" * 9]
+    for name, call in found.items():
+        for row in call["table"]:
+            less = row.get("difference") or {}
+            seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
+            about = f"| {name} | {call['images']:,} | {row['arm']} | {len(row['seeds'])} | {row['epochs']:.4g} | {seconds} |"
+            ends = [_said(less.get("value"), less.get(key), "+") for key in ("over_seeds", "over_images")]
+            lines.append(f"{about} {_said(row['value'], row['over_seeds'] or row['over_images'])} | {' | '.join(ends)} |")
+    return "\n".join(lines)
+
+
+def _said(value: float | None, ends: list[float] | None, sign: str = "") -> str:
+    return "" if value is None or ends is None else f"{value:{sign}.3f} ({ends[0]:{sign}.3f} to {ends[1]:{sign}.3f})"
+
+
+# ---- along the runs ------------------------------------------------------------------------------
+def _curves(found: Found) -> str:
+    """K-NN on images held out of training, by epochs and seconds; and when an arm is as good as the first one at its end."""
+    heads = " | ".join(f"{part:.0%} of the run" for part in PARTS)
+    lines = [f"| comparison | arm | {heads} | as good as the first arm's end after |", "|" + "---|" * (len(PARTS) + 3)]
+    for name, call in found.items():
+        curves = {row["arm"]: curve for row in call["table"] if (curve := _curve(r for r in call["runs"] if r["arm"] == row["arm"]))}
+        goal = next(iter(curves.values()))[-1]["value"] if curves else 0.0
+        for arm, curve in curves.items():
+            at = [curve[max(0, round(part * len(curve)) - 1)] for part in PARTS]
+            there = next((p for p in curve if p["value"] >= goal), None)
+            last = "never" if there is None else f"{there['epoch']:.3g} epochs, {there['seconds']:.0f} s"
+            told = " | ".join(f"{p['value']:.3f} at {p['seconds']:.0f} s" for p in at)
+            lines.append(f"| {name} | {arm} | {told} | {last} |")
+    return "\n".join(lines)
+
+
+def _curve(runs: Iterable[Row]) -> list[Row]:
+    """The mean over seeds at every look."""
+    along = [r["along"] for r in runs if r.get("along")]
+    return [{k: statistics.fmean(p[k] for p in look) for k in ("epoch", "seconds", "value")} for look in zip(*along, strict=False)]
+
+
+# ---- blocks and patches --------------------------------------------------------------------------
+def _near(found: Found) -> str:
+    return _blocks(found, "blocks", "K-NN of every block on the test images:")
+
+
+def _far(found: Found) -> str:
+    return _blocks(found, "far", "K-NN of every block on images of another kind:")
+
+
+def _blocks(found: Found, key: str, words: str) -> str:
+    """A measure of every block, the mean over seeds."""
+    calls = {name: call[key] for name, call in found.items() if call.get(key)}
+    if not calls:
+        return ""
+    many = 1 + max(r["block"] for rows in calls.values() for r in rows)
+    lines = [words, "", f"| comparison | arm | vector | {' | '.join(f'block {n}' for n in range(many))} |", "|" + "---|" * (many + 3)]
+    for name, rows in calls.items():
+        for arm, kind in dict.fromkeys((r["arm"], r["features"]) for r in rows):
+            of = [[r["value"] for r in rows if (r["arm"], r["features"], r["block"]) == (arm, kind, n)] for n in range(many)]
+            lines.append(f"| {name} | {arm} | {kind} | {' | '.join(f'{statistics.fmean(v):.3f}' if v else '' for v in of)} |")
+    return "\n".join(lines)
+
+
+def _matches(found: Found) -> str:
+    """How right similarity is against geometry along the runs, and what patches know at their end."""
+    heads = " | ".join(f"right at {part:.0%}" for part in PARTS)
+    lines = [f"| comparison | arm | kept | {heads} | different | place told |", "|" + "---|" * (len(PARTS) + 5)]
+    for name, call in found.items():
+        for arm in dict.fromkeys(r["arm"] for r in call.get("health", [])):
+            looks = _looks([r for r in call["health"] if r["arm"] == arm])
+            at = [looks[max(0, round(part * len(looks)) - 1)]["local_precision"] for part in PARTS]
+            last = [looks[-1].get(f"local_{key}") for key in ("unique", "position")]
+            ends = " | ".join("" if x is None else f"{x:.2f}" for x in last)
+            lines.append(f"| {name} | {arm} | {looks[-1]['local_kept']:.2f} | {' | '.join(f'{x:.2f}' for x in at)} | {ends} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _looks(rows: list[Row]) -> list[Row]:
+    """The mean over seeds at every look."""
+    seeds = [[r for r in rows if r["seed"] == seed] for seed in dict.fromkeys(r["seed"] for r in rows)]
+    keys = [k for k in rows[0] if k.startswith("local_")]
+    return [{k: statistics.fmean(r[k] for r in look) for k in keys if all(k in r for r in look)} for look in zip(*seeds, strict=False)]
+
+
+STUDIES: tuple[Callable[[], str], ...] = (rotation_study, layers_study, local_study, together_study, transfer_study)

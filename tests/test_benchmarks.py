@@ -1,0 +1,75 @@
+"""What the benchmarks count, at small sizes and against what must come out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gnothi.randomness import generator
+from gnothi.transfer import cluster, clusters
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+
+
+# ---- k-means -------------------------------------------------------------------------------------
+def test_memory_of_k_means_is_the_same_for_four_times_as_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes of tensors as they are made and freed; besides a few numbers a row for their order."""
+    from benchmarks.local_memory import peak
+
+    monkeypatch.setattr(clusters, "BLOCK", 128)
+    width, k, found = 64, 10, []
+    held = 500 * 4 * width  # bytes that the fit may hold
+    for rows in (1000, 4000):
+        np.save(tmp_path / "x.npy", torch.randn(rows, width, generator=generator(0, "rows")).numpy())
+        x: Any = np.load(tmp_path / "x.npy", mmap_mode="r")
+        most, _ = peak(torch.device("cpu"), lambda x=x: cluster(x, k, restarts=1, iterations=2, memory=held / 2**30))  # type: ignore[misc]
+        found.append(most - 8 * 4 * rows)
+    assert found[1] < found[0] + 4096
+    assert found[1] < held + 12 * 128 * 4 * width + 12 * k * 8 * width
+
+
+def test_the_benchmark_of_k_means_streams_and_says_what_it_measured(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the system does not say what memory no file backs")
+    from benchmarks.clusters import measure, watched
+
+    row = measure(rows=1500, width=16, clusters=8, memory=400 * 64 / 2**30, passes=3)
+    assert (row["rows"], row["used"]) == (1500, 400) and 1 <= row["passes"] <= 3 and row["seconds"] >= 0
+    held, _, most = watched(lambda: [torch.ones(8 * 2**20 // 4).sum() for _ in range(20)])
+    assert len(held) == 20 and most < 64 * 2**20
+
+
+# ---- auxiliaries ---------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Operations of a step of SimCLR with a micro ResNet, beside rotations."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.auxiliaries import BESIDE, Case, flops, learner
+
+    sys.path.remove(str(ROOT))
+    path = tmp_path_factory.mktemp("counted") / "noise.npy"
+    np.save(path, torch.randint(256, (64, 32, 32, 3), generator=generator(0, "noise"), dtype=torch.uint8).numpy())
+    names = ("nothing", "rotation, both views", "rotation, one view", "rotation, E-SSL's small crop")
+    return {n: flops(learner(Case("simclr", n, BESIDE[n], backbone="micro-resnet", batch=8), str(path))) for n in names}
+
+
+def test_a_turned_view_costs_what_a_view_costs(counted: dict[str, int]) -> None:
+    base, both, one = (counted[n] for n in ("nothing", "rotation, both views", "rotation, one view"))
+    assert both - base == 2 * (one - base)
+    assert (one - base) / base == pytest.approx(0.5, rel=0.01)  # one of two views more; heads are small
+
+
+def test_four_small_crops_cost_as_many_pixels(counted: dict[str, int]) -> None:
+    """Four of 16 px have half the pixels of two of 32 px."""
+    assert counted["rotation, E-SSL's small crop"] / counted["nothing"] == pytest.approx(1.5, rel=0.05)

@@ -1,0 +1,114 @@
+"""Tables of studies hold what the results hold: counted by hand from small made-up ones."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CALL: dict[str, Any] = {
+    "images": 1000,
+    "table": [
+        {"arm": "dino", "epochs": 4.0, "seconds": 20.0, "seeds": [0, 1], "value": 0.4, "over_seeds": [0.3, 0.5], "over_images": [0.38, 0.42]},
+        {
+            "arm": "dino+local",
+            "epochs": 4.0,
+            "seconds": 30.0,
+            "seeds": [0, 1],
+            "value": 0.45,
+            "over_seeds": [0.4, 0.5],
+            "over_images": [0.43, 0.47],
+            "difference": {"value": 0.05, "over_seeds": [-0.01, 0.11], "over_images": [0.02, 0.08]},
+        },
+    ],
+    "runs": [
+        {"arm": arm, "seed": seed, "along": [{"epoch": i + 1, "seconds": 5.0 * (i + 1), "value": v + 0.02 * seed} for i, v in enumerate(values)]}
+        for arm, values in (("dino", (0.1, 0.2, 0.3, 0.4)), ("dino+local", (0.2, 0.45, 0.44, 0.5)))
+        for seed in (0, 1)
+    ],
+    "health": [
+        {"arm": "dino+local", "seed": seed, "epoch": e, "local_kept": 0.8, "local_precision": p + 0.1 * seed, "local_unique": 0.5}
+        for seed in (0, 1)
+        for e, p in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4))
+    ],
+    "blocks": [
+        {"arm": "dino", "seed": seed, "features": "final", "block": block, "value": 0.2 * block + 0.1 * seed} for seed in (0, 1) for block in (0, 1)
+    ],
+}
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The studies' tables, of results in a folder of the test's own."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "docs"), *sys.path])
+    tables, studies = (importlib.import_module(name) for name in ("tables", "studies"))
+    for folder in ("experiments", "benchmarks"):
+        (tmp_path / folder / "results").mkdir(parents=True)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    return tables, studies, lambda name, found, folder="experiments": (tmp_path / folder / "results" / f"{name}.json").write_text(json.dumps(found))
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|") and "---" not in line]
+
+
+def test_what_was_not_run_says_so(made: Any) -> None:
+    tables, studies, _ = made
+    assert {study() for study in studies.STUDIES} == {"Not run yet."}
+    assert {table() for table in (tables.auxiliaries, tables.local_memory, tables.clusters)} == {"Not run yet."}
+
+
+def test_arms_stand_with_their_difference_to_the_method_alone(made: Any) -> None:
+    _, studies, write = made
+    write("study_together", {"all sets": CALL})
+    write("study_together_gpu", {"all sets": CALL})
+    text = studies.together_study()
+    assert rows(text)[1] == ["all sets", "1,000", "dino", "2", "4", "20", "0.400 (0.300 to 0.500)", "", ""]
+    assert rows(text)[2][6:] == ["0.450 (0.400 to 0.500)", "+0.050 (-0.010 to +0.110)", "+0.050 (+0.020 to +0.080)"]
+    assert text.count("| dino+local |") == 2 and "On a GPU:" in text
+
+
+def test_curves_are_means_over_seeds_and_say_when_an_arm_is_as_good_as_the_first_at_its_end(made: Any) -> None:
+    _, studies, write = made
+    write("study_rotation", {"dino": CALL})
+    found = rows(studies.rotation_study().split("\n\n")[1])
+    assert found[1][2:] == ["0.110 at 5 s", "0.210 at 10 s", "0.310 at 15 s", "0.410 at 20 s", "4 epochs, 20 s"]
+    assert found[2][2:] == ["0.210 at 5 s", "0.460 at 10 s", "0.450 at 15 s", "0.510 at 20 s", "2 epochs, 10 s"]
+
+
+def test_blocks_and_matches_are_means_over_seeds(made: Any) -> None:
+    _, studies, write = made
+    write("study_layers", {"dino": CALL})
+    write("study_local", {"1,000 images": CALL})
+    assert rows(studies.layers_study().split("\n\n")[2])[1] == ["dino", "dino", "final", "0.050", "0.250"]
+    assert rows(studies.local_study().split("\n\n")[1])[1][2:] == ["0.80", "0.15", "0.25", "0.35", "0.45", "0.50", ""]
+
+
+def test_students_stand_by_pretext_task_with_their_blocks(made: Any) -> None:
+    _, studies, write = made
+    shared = {"low": 0.1, "high": 0.9, "seed": 0}
+    found = [{"arm": "clusters", "measured": m, "value": v, **shared} for m, v in (("knn", 0.5), ("linear", 0.6))]
+    found += [{"arm": "clusters", "measured": "blocks", "value": 0.2 * b, "block": b, "features": "pooled", **shared} for b in (0, 1)]
+    write("transfer_jigsaw", found)
+    text = studies.transfer_study()
+    assert rows(text)[1] == ["jigsaw", "clusters", "1", "0.500 (0.100 to 0.900)", "0.600 (0.100 to 0.900)"]
+    assert rows(text)[3] == ["jigsaw", "clusters", "pooled", "0.000", "0.200"]
+
+
+def test_costs_are_said_over_the_method_alone(made: Any) -> None:
+    tables, _, write = made
+    base = {"method": "byol", "beside": "nothing", "seconds": 0.5, "flops": 2e9, "memory": 100 * 2**20}
+    more = {"method": "byol", "beside": "layers", "seconds": 0.6, "flops": 3e9, "memory": 120 * 2**20}
+    write("auxiliaries", {"byol nothing": base, "byol layers": more}, "benchmarks")
+    assert rows(tables.auxiliaries())[1:] == [
+        ["byol", "nothing", "0.500 s", "2.0 GFLOP", "100 MiB"],
+        ["byol", "layers", "x 1.20", "x 1.50", "+20 MiB"],
+    ]
+    row = {"rows": 1000, "width": 8, "clusters": 4, "used": 100, "passes": 5, "seconds": 100.0, "pass": 12.0, "peak": 2**20}
+    write("clusters", [row], "benchmarks")
+    assert "10,000 rows would take 2.0 minutes a pass and 12 in all on this core" in tables.clusters()  # 28 s of fit, six passes of 120 s
