@@ -77,8 +77,8 @@ def _weights(init: str) -> dict[str, Tensor]:
     return backbones.weights(encoder.backbone)
 
 
-def batches(resolved: Resolved, objective: Objective) -> Batches:
-    """The views of every step."""
+def batches(resolved: Resolved, objective: Objective, total: int | None = None) -> Batches:
+    """The views of every step; ``total`` steps, by default those of the run."""
     s, method = resolved.spec, objective.method
     return Batches(
         resolved.kept,
@@ -88,7 +88,7 @@ def batches(resolved: Resolved, objective: Objective) -> Batches:
         pixels=resolved.pixels,
         device=resolved.device,
         workers=resolved.workers,
-        total=resolved.total,
+        total=total or resolved.total,
         extra={n: own for n, a in objective.auxiliaries.items() if (own := a.crops(resolved.views))},
         broken_fraction=s.data.broken_fraction,
         channels_last=s.training.channels_last,
@@ -356,11 +356,9 @@ def plan(resolved: Resolved, steps: int = 6) -> dict[str, Any]:
     """
     torch.set_num_threads(resolved.threads)
     objective = build(resolved)
-    views = batches(resolved, objective)
-    s = resolved.spec
-    learner = Learner(
-        objective, views, spec=s.training, optimiser=s.optimiser, total=max(steps, resolved.total), per_epoch=resolved.per_epoch, seed=s.seed
-    )
+    s, total = resolved.spec, max(steps, resolved.total)
+    views = batches(resolved, objective, total)
+    learner = Learner(objective, views, spec=s.training, optimiser=s.optimiser, total=total, per_epoch=resolved.per_epoch, seed=s.seed)
     times: list[float] = []
     try:
         for _ in range(steps):
