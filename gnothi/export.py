@@ -20,10 +20,15 @@ from torch import Tensor, nn
 import gnothi
 from gnothi.contracts import DataError, EncoderError, Pixels, RunError, SettingError, Source
 from gnothi.data import open as open_data
+from gnothi.data.folder import printable
 from gnothi.encoders import Encoder, load
 from gnothi.encoders.network import NetworkEncoder
+from gnothi.ensemble.fitted import EnsembleEncoder
+from gnothi.ensemble.fitted import write as write_ensemble
+from gnothi.ensemble.graph import Combined
 from gnothi.models.backbone import BackboneSpec, TimmForm, timm_form
 from gnothi.models.weights import weights
+from gnothi.training import twice
 
 TOLERANCE = 1e-5
 """Largest difference that a reader may show, over the largest number in the embeddings."""
@@ -62,7 +67,7 @@ def export(encoder: str | Encoder, to: str | Path, *, onnx: bool | None = None, 
     """Write an encoder to a folder, whole or not at all, and check in a process without gnothi that it says the same there.
 
     Args:
-        encoder: its name, or itself; a network.
+        encoder: its name, or itself; a network, or an ensemble of networks that takes no steps of a descent.
         to: the folder; it may be new, empty, or an earlier export, which is replaced.
         onnx: write ``model.onnx`` too. None: where what it needs is installed.
         data: images to compare on. None: those the run was trained on, or the photographs where they fit.
@@ -71,13 +76,15 @@ def export(encoder: str | Encoder, to: str | Path, *, onnx: bool | None = None, 
         What was written, with the largest differences found.
 
     Raises:
-        EncoderError: the encoder is not a network, or not one that plain timm can make.
+        EncoderError: the encoder or a member is not a network, or not one that plain timm can make; or the ensemble descends.
         SettingError: the folder holds something else, or ONNX is not installed.
         RunError: a reader says something else than the encoder; nothing is written.
     """
     encoder = load(encoder, "cpu") if isinstance(encoder, str) else encoder
     to = Path(to).expanduser()
-    network, form = _network(encoder)
+    combined = Combined(encoder) if isinstance(encoder, EnsembleEncoder) else None
+    networks = [_network(encoder)] if combined is None else _members(encoder.name, combined)
+    network = networks[0][0]
     _free(to)
     onnx = _onnx_possible(onnx)
     images = _images(network, data)
@@ -85,13 +92,16 @@ def export(encoder: str | Encoder, to: str | Path, *, onnx: bool | None = None, 
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
         folder = Path(temporary) / "export"
         folder.mkdir()
-        _write(folder, network, form, onnx)
-        parity = _parity(folder, network, images, onnx)
-        about = json.loads((folder / "config.json").read_text()) | {"parity": parity}
-        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+        if combined is None:
+            _write(folder, *networks[0], onnx)
+        else:
+            _write_ensemble(folder, combined, networks, onnx)
+        parity = _parity(folder, encoder, _given(network, images), onnx)
+        config = folder / ("config.json" if combined is None else "ensemble.json")
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"parity": parity}, indent=2) + "\n")
         files = tuple(sorted(p.name for p in folder.iterdir()))
         _settle(folder, to, Path(temporary) / "replaced")
-    return Exported(str(to), files, network.name, network.fingerprint, network.dim, len(images), parity)
+    return Exported(str(to), files, encoder.name, encoder.fingerprint, encoder.dim, len(images), parity)
 
 
 # ---- what can be exported, and where ------------------------------------------------------------
@@ -104,6 +114,21 @@ def _network(encoder: Encoder) -> tuple[NetworkEncoder, TimmForm]:
         raise EncoderError(f"{encoder.name} cannot be exported: {error}") from None
 
 
+def _members(name: str, combined: Combined) -> list[tuple[NetworkEncoder, TimmForm]]:
+    """Those of an ensemble, which one graph must be able to feed with the same images."""
+    found = []
+    for member in combined.members:
+        try:
+            found.append(_network(member))
+        except EncoderError as error:
+            raise EncoderError(f"{name} cannot be exported: its member {str(error).replace(' be exported', '', 1)}") from None
+    ranges = {(_pixels(network).low, _pixels(network).high): network.name for network, _ in found}
+    if len(ranges) > 1:
+        said = " and ".join(f"{n} from {low:g} to {high:g}" for (low, high), n in ranges.items())
+        raise EncoderError(f"{name} cannot be exported: its members take images of different ranges, {said}")
+    return found
+
+
 def _free(to: Path) -> None:
     if not to.exists() or (to.is_dir() and (_is_export(to) or not any(to.iterdir()))):
         return
@@ -111,14 +136,16 @@ def _free(to: Path) -> None:
 
 
 def _is_export(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "config.json").read_text()).get("format") == "gnothi-export"
-    except (OSError, ValueError, AttributeError):
-        return False
+    for name in ("config.json", "ensemble.json"):
+        try:
+            return json.loads((folder / name).read_text()).get("format") == "gnothi-export"
+        except (OSError, ValueError, AttributeError):
+            continue
+    return False
 
 
 def _settle(folder: Path, to: Path, aside: Path) -> None:
-    for path in folder.iterdir():
+    for path in (p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     if to.exists():
@@ -151,7 +178,7 @@ def _images(network: NetworkEncoder, data: str | Source | None) -> list[Tensor]:
 
 def _own_data(network: NetworkEncoder) -> Source:
     spec = Path(network.name.partition("@")[0]).expanduser() / "spec.json"
-    name = json.loads(spec.read_text())["settings"]["data"]["name"] if spec.is_file() else "photos"
+    name = twice.read(spec.parent)["settings"]["data"]["name"] if spec.is_file() else "photos"
     if name == "photos" and not (network.channels == 3 and (network.any_range or (network.pixels.low, network.pixels.high) == (0, 255))):
         raise SettingError(
             f"--data must be given for {network.name}: images to compare on, of {network.channels} channels and the range it was trained on"
@@ -197,7 +224,26 @@ def _write(folder: Path, network: NetworkEncoder, form: TimmForm, onnx: bool) ->
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "README.md").write_text(_card(network, form, pixels, onnx))
     if onnx:
-        _write_onnx(folder / "model.onnx", network, pixels)
+        _write_onnx(folder / "model.onnx", Preprocessed(network.backbone, network.size, pixels), network, pixels)
+
+
+def _write_ensemble(folder: Path, combined: Combined, networks: list[tuple[NetworkEncoder, TimmForm]], onnx: bool) -> None:
+    """Each member as a folder of its own, what combines them beside these, and the card."""
+    network, pixels = networks[0][0], _pixels(networks[0][0])
+    near = [f"member-{j}" for j in range(len(networks))]
+    for place, (member, form) in zip(near, networks, strict=True):
+        (folder / place).mkdir()
+        _write(folder / place, member, form, False)
+    exported = [load(str(folder / place), "cpu") for place in near]
+    for own, (member, _) in zip(exported, networks, strict=True):
+        own.name = member.name
+    more = {"format": "gnothi-export", "encoder": combined.encoder.name, "resize": RESIZE}
+    write_ensemble(folder, combined.ensemble, exported, network.channels, {}, near, **more)
+    text = combined.card(pixels.low, pixels.high, RESIZE)
+    (folder / "README.md").write_text(text + (_card_onnx(network.channels, combined.encoder.dim, pixels) if onnx else ""))
+    if onnx:
+        parts = [Preprocessed(member.backbone, member.size, _pixels(member)) for member, _ in networks]
+        _write_onnx(folder / "model.onnx", Whole(parts, combined), network, pixels)
 
 
 def _card(network: NetworkEncoder, form: TimmForm, pixels: Pixels, onnx: bool) -> str:
@@ -207,7 +253,7 @@ def _card(network: NetworkEncoder, form: TimmForm, pixels: Pixels, onnx: bool) -
     text = CARD.format(
         title=f"{network.spec.name}, {network.dim} numbers an image",
         parameters=f"{sum(p.numel() for p in network.backbone.parameters()):,}",
-        encoder=network.name,
+        encoder=printable(network.name),  # on one line, or a name could bring code of its own into a card that is run
         name=form.name,
         arguments=form.arguments,
         stem=stem,
@@ -222,8 +268,11 @@ def _card(network: NetworkEncoder, form: TimmForm, pixels: Pixels, onnx: bool) -
         fingerprint=network.fingerprint,
         version=gnothi.__version__,
     )
-    kind = str(input_type(pixels)).removeprefix("torch.")
-    return text + (CARD_ONNX.format(kind=kind, channels=network.channels, dim=network.dim) if onnx else "")
+    return text + (_card_onnx(network.channels, network.dim, pixels) if onnx else "")
+
+
+def _card_onnx(channels: int, dim: int, pixels: Pixels) -> str:
+    return CARD_ONNX.format(kind=str(input_type(pixels)).removeprefix("torch."), channels=channels, dim=dim)
 
 
 CARD = """# {title}
@@ -300,15 +349,25 @@ class Preprocessed(nn.Module):
         return self.backbone(self.pixels.normalise(self.pixels.unit(x))).pooled
 
 
-def _write_onnx(path: Path, network: NetworkEncoder, pixels: Pixels) -> None:
-    model = Preprocessed(network.backbone, network.size, pixels).eval()
+class Whole(nn.Module):
+    """Members with what comes before them and what combines them: images [N, C, H, W] of any one size to vectors [N, width]."""
+
+    def __init__(self, members: list[Preprocessed], combined: Combined) -> None:
+        super().__init__()
+        self.members, self.combined = nn.ModuleList(members), combined
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.combined([member(images) for member in self.members])
+
+
+def _write_onnx(path: Path, model: nn.Module, network: NetworkEncoder, pixels: Pixels) -> None:
     example = torch.zeros(2, network.channels, network.size + 8, network.size + 16).to(input_type(pixels))
     free = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter about its own parts
         try:
             program = torch.onnx.export(
-                model,
+                model.eval(),
                 (example,),
                 dynamo=True,
                 dynamic_shapes=({0: free, 2: free, 3: free},),
@@ -347,14 +406,13 @@ np.savez("../said.npz", allow_pickle=False, **out)
 """Runs the code of the card, in a process of its own that cannot import gnothi."""
 
 
-def _parity(folder: Path, network: NetworkEncoder, images: list[Tensor], onnx: bool) -> dict[str, dict[str, float]]:
+def _parity(folder: Path, encoder: Encoder, given: dict[str, Tensor], onnx: bool) -> dict[str, dict[str, float]]:
     """Largest differences of the readers from the encoder, over single images at their own size and all of one size together."""
-    given = _given(network, images)
     np.savez(folder.parent / "given.npz", allow_pickle=False, **{k: v.numpy() for k, v in given.items()})
     done = subprocess.run([sys.executable, "-I", "-c", READER], cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError(f"the exported folder could not be read back without gnothi: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-    expected = {k: network.embed(v).numpy() for k, v in given.items()}
+    expected = {k: encoder.embed(v).numpy() for k, v in given.items()}
     with np.load(folder.parent / "said.npz", allow_pickle=False) as said:
         parity = {reader: _difference(reader, expected, said) for reader in ("timm", "onnx")[: 1 + onnx]}
     for reader, found in parity.items():
