@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
 import math
 import os
@@ -12,8 +11,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 import gnothi
 from gnothi import distributed
 from gnothi.auxiliary import AUXILIARIES
-from gnothi.contracts import DataError, SettingError, Source, Step
+from gnothi.contracts import DataError, RunError, SettingError, Source, Step
 from gnothi.data import Subset
 from gnothi.encoders import load as load_encoder
 from gnothi.encoders.inputs import centre
@@ -34,11 +32,13 @@ from gnothi.evaluate.nearest import knn
 from gnothi.methods import METHODS
 from gnothi.methods.alone import Alone
 from gnothi.models import backbone as backbones
+from gnothi.models.batchnorm import has_statistics, recount
 from gnothi.randomness import generator, seeded
 from gnothi.recipes import spec
 from gnothi.recipes.resolve import Resolved, resolve
-from gnothi.training import checkpoint, health
+from gnothi.training import changes, checkpoint, health, twice
 from gnothi.training.learner import Learner
+from gnothi.training.lock import owned
 from gnothi.training.objective import Objective
 from gnothi.training.progress import Progress, Silent, display
 from gnothi.training.sinks import check, sinks
@@ -46,6 +46,8 @@ from gnothi.views.batches import Batches
 
 HEALTH_SAMPLE = 256
 """Images on which health is measured."""
+PLAIN_SAMPLE, PLAIN_BATCH = 2048, 256
+"""At most so many images, in portions, give BatchNorm's running statistics at the end."""
 KNN_TRAIN, KNN_TEST = 2000, 500
 """At most so many images answer and ask in the k-NN along the way."""
 
@@ -105,11 +107,15 @@ def live_encoder(resolved: Resolved, method: nn.Module) -> NetworkEncoder:
     )
 
 
-def _sample(resolved: Resolved) -> Tensor:
-    """Normalised images for health, [M, C, S, S]: the same ones in every run of a seed."""
-    rows = torch.randperm(len(resolved.kept), generator=generator(resolved.spec.seed, "health sample"))[:HEALTH_SAMPLE].tolist()
+def _drawn(resolved: Resolved, purpose: str, most: int) -> Tensor:
+    """Rows of training images, [up to most]: the same ones in every run of a seed."""
+    return torch.randperm(len(resolved.kept), generator=generator(resolved.spec.seed, purpose))[:most]
+
+
+def _whole(resolved: Resolved, rows: Tensor) -> Tensor:
+    """Normalised whole images, [M, C, S, S], without those that cannot be read."""
     images = []
-    for row in rows:
+    for row in rows.tolist():
         try:
             images.append(centre(resolved.pixels.unit(resolved.kept.image(row)[None]), resolved.spec.views.size or 0))
         except DataError:
@@ -175,6 +181,7 @@ class Run:
     metrics: list[dict[str, Any]]
 
 
+@distributed.together()
 def train(
     data: str,
     *,
@@ -213,7 +220,7 @@ def train(
         resolved = resolve(data, recipe_name=recipe, settings=settings, device=device)
         folder = folder or Path("runs") / f"{Path(data.partition('@')[0]).stem}-{resolved.spec.method.name}"
     if (folder / "spec.json").exists():
-        if not resume:
+        if not resume and not distributed.restarted():
             raise SettingError(f"{folder} is a run already; --resume goes on with it, --out takes another folder")
         resolved, init = _again(folder, data, recipe, settings, init)
     elif resume and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
@@ -229,10 +236,11 @@ def train(
 def _again(folder: Path, data: str, recipe: str | None, settings: Mapping[str, Any] | None, init: str | None) -> tuple[Resolved, str | None]:
     """The run of a folder as it was resolved when it began, and what it began from; refused where data or settings changed."""
     try:
-        record = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+        record = twice.read(folder, warn=lambda text: print(text, file=sys.stderr))
         old, derived = record["settings"], record["derived"]
-    except (OSError, ValueError, KeyError) as error:
-        raise SettingError(f"{folder}/spec.json is not a run's: {type(error).__name__} {str(error)[:80]}; --out takes another folder") from None
+        spec.load(old)
+    except (RunError, KeyError, TypeError, SettingError) as error:
+        raise SettingError(f"{folder} cannot be gone on with: {error}; --out takes another folder") from None
     if data != old["data"]["name"]:
         raise DataError(f"{folder} was begun with {old['data']['name']}, not {data}; --resume keeps a run's data")
     before, given = spec.flat(old), spec.flat(settings or {})
@@ -243,8 +251,10 @@ def _again(folder: Path, data: str, recipe: str | None, settings: Mapping[str, A
     threads = {"training": {"threads": derived["threads"], "workers": derived["workers"]}}
     resolved = resolve(data, recipe_name=derived["recipe"], settings=spec.merge(old, threads), device=derived["device"])
     if resolved.source.fingerprint() != record["source"]["fingerprint"]:
+        what = changes.told(folder / changes.FILE, resolved.source)
         raise DataError(
-            f"{data} is not as it was when {folder} began ({record['source']['n']} images then, {len(resolved.source)} now); --out begins another run"
+            f"{data} is not as it was when {folder} began ({record['source']['n']} images then, {len(resolved.source)} now{what}); "
+            "--out begins another run"
         )
     return resolved, record["init"]
 
@@ -253,25 +263,6 @@ def _same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
     for key, value in now.items():
         if before.get(key) != value:
             raise SettingError(f"{folder} was begun with {key}={before.get(key)}, not {value}; --resume keeps a run's settings, --out begins another")
-
-
-@contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """One process (or one group of them) at a time in a run's folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        opened = (folder / ".lock").open("w")
-    except OSError as error:
-        raise SettingError(f"--out {folder}: cannot be written to ({(error.strerror or str(error)).lower()})") from None
-    with opened as lock:
-        if distributed.rank():
-            yield
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingError(f"{folder} is in use by another run; --out takes another folder") from None
-        yield
 
 
 def assemble(resolved: Resolved, folder: Path, init: str | None = None) -> Learner:
@@ -288,7 +279,7 @@ def assemble(resolved: Resolved, folder: Path, init: str | None = None) -> Learn
         per_epoch=resolved.per_epoch,
         seed=resolved.spec.seed,
         folder=folder,
-        sample=_sample(resolved),
+        sample=_whole(resolved, _drawn(resolved, "health sample", HEALTH_SAMPLE)),
         evaluate=Along(resolved),
     )
 
@@ -296,7 +287,9 @@ def assemble(resolved: Resolved, folder: Path, init: str | None = None) -> Learn
 def _run(resolved: Resolved, folder: Path, learner: Learner, init: str | None, resume: bool, progress: Progress | None) -> Run:
     saved = checkpoint.newest(folder, warn=lambda text: print(text, file=sys.stderr))
     if distributed.rank() == 0:
-        checkpoint.write_text(folder / "spec.json", json.dumps({**resolved.record(), "init": init}, indent=1))
+        twice.write(folder, {**resolved.record(), "init": init})
+        if not (folder / changes.FILE).exists():
+            changes.write(folder / changes.FILE, resolved.source)
         checkpoint.write_text(folder / "environment.json", json.dumps(environment(), indent=1))
         for left in folder.glob(".*.tmp"):
             left.unlink()  # half a file, of a run that was killed
@@ -312,10 +305,26 @@ def _run(resolved: Resolved, folder: Path, learner: Learner, init: str | None, r
     views: Any = learner.batches
     try:
         learner.fit()
+        settle_statistics(resolved, learner)
     finally:
         learner.journal.progress.close()
         views.close()
     return finish(resolved, folder, learner, views.broken)
+
+
+def settle_statistics(resolved: Resolved, learner: Learner) -> None:
+    """Give BatchNorm statistics of whole images, and write the last checkpoint again. Done twice it does the same."""
+    method = learner.objective.method
+    networks = [n for n in (method.backbone, method.slow) if n is not None and has_statistics(n)]
+    if not resolved.spec.training.plain_statistics or not networks:
+        return
+    began = time.monotonic()
+    rows = _drawn(resolved, "plain statistics", PLAIN_SAMPLE)
+    rows = rows[: max(1, len(rows) // PLAIN_BATCH) * PLAIN_BATCH]
+    for network in networks:
+        recount(network, (_whole(resolved, part) for part in rows.split(PLAIN_BATCH)))
+    learner.seconds += time.monotonic() - began
+    learner.save()
 
 
 def finish(resolved: Resolved, folder: Path, learner: Learner, met: dict[str, tuple[str, int]]) -> Run:

@@ -197,6 +197,21 @@ def test_resuming_a_finished_run_changes_nothing(data: Path, unbroken: Path) -> 
     assert run.verdict["steps"] == STEPS
 
 
+def test_at_the_end_both_networks_take_their_statistics_from_whole_images(data: Path, unbroken: Path, tmp_path: Path) -> None:
+    train(data, tmp_path, training={"plain_statistics": False})
+    crops, whole = content(tmp_path)[0], content(unbroken)[0]
+    images = torch.from_numpy(np.load(data)["images"]).permute(0, 3, 1, 2).double() / 255
+    pixels = json.loads((unbroken / "spec.json").read_text())["derived"]["pixels"]
+    mean, std = (torch.tensor(pixels[k], dtype=torch.float64)[:, None, None] for k in ("mean", "std"))
+    for network in ("method.backbone", "method.slow"):
+        said = torch.nn.functional.conv2d((images - mean) / std, whole[f"{network}.conv1.weight"].double(), padding=1)
+        torch.testing.assert_close(whole[f"{network}.bn1.running_mean"].double(), said.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(whole[f"{network}.bn1.running_var"].double(), said.transpose(0, 1).flatten(1).var(1), rtol=1e-4, atol=1e-5)
+        assert (crops[f"{network}.bn1.running_var"] / whole[f"{network}.bn1.running_var"] - 1).abs().max() > 0.01
+    differ = {k for k in whole if not torch.equal(whole[k], crops[k])}
+    assert differ and all(k.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for k in differ)
+
+
 def test_without_a_folder_s_name_the_default_one_is_resumed_and_checked_alike(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     train(data, None)
@@ -242,7 +257,7 @@ def test_other_or_changed_data_are_refused_at_resume(data: Path, tmp_path: Path)
     arrays["images"][0, 0, 0, 0] ^= 1
     np.savez(own, **arrays)
     said = refused(lambda: train(own, out, resume=True, training={"epochs": 1}), DataError)
-    assert said.startswith(f"{own} is not as it was when {out} began (48 images then, 48 now)")
+    assert said.startswith(f"{own} is not as it was when {out} began (48 images then, 48 now; 1 changed, such as row 0)")
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(data: Path, unbroken: Path) -> None:

@@ -28,9 +28,11 @@ class TrainingSpec(Spec):
     """Memory format of images and convolutions; the faster one nearly everywhere."""
     compile: bool = False
     """Compile the backbone; pays on long runs."""
-    threads: int | None = Field(default=None, gt=0)
+    plain_statistics: bool = True
+    """After the last step, BatchNorm takes its running statistics anew from whole images with their own colours, which is what evaluation shows."""
+    threads: int | None = Field(default=None, gt=0, le=4096)
     """Compute threads. None: all cores, less the loader processes. Recorded in the run, so that a resumed run repeats it bit for bit."""
-    workers: int | None = Field(default=None, ge=0)
+    workers: int | None = Field(default=None, ge=0, le=1024)
     """Loader processes. None: none for images in memory, else by the number of cores."""
     log_every: str = "0.5%"
     """How often a line of metrics is written."""
