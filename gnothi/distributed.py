@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gnothi.contracts import Carry, SettingError
+from gnothi.contracts import Carry, GnothiError, RunError, SettingError
+
+PATIENCE = 3.0
+"""Seconds that a process which lost another gives to all to say whether they are alive."""
+KILLED = "it ended without a word, killed or for want of memory"
+
+
+class Lost(RunError):
+    """Another process of the run ended; ``aloud`` on the one process that should tell."""
+
+    def __init__(self, message: str, aloud: bool) -> None:
+        super().__init__(message)
+        self.aloud = aloud
 
 
 def device_of(name: str | None) -> torch.device:
@@ -28,12 +48,123 @@ def start(device: torch.device) -> None:
     """Join the processes that ``torchrun`` started; nothing to do for a plain process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.distributed_c10d._get_default_store().set(_key("place", rank()), f"{socket.gethostname()} {os.getpid()}")
+
+
+def restarted() -> bool:
+    """Whether ``torchrun`` started the processes anew after one of them ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def stop() -> None:
     """Leave the group of processes, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Inside, the end of one process becomes an error of all others that names it, and why it ended where it could still say so.
+
+    Raises:
+        Lost: another process ended.
+    """
+    with _patient():
+        try:
+            yield
+        except Lost:
+            raise
+        except GnothiError as error:
+            if world() > 1:
+                _tell(str(error))
+            raise
+        except (RuntimeError, ConnectionError) as error:
+            if world() == 1 or not _of_connections(error) or not (ends := _ends()):
+                raise
+            raise _lost(ends) from error
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    # torchrun sends SIGTERM to all that are left as soon as one process ended; who is finding out which it was lives to say so.
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _unless_asking)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _unless_asking(signum: int, frame: FrameType | None) -> None:
+    if not _asking:
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
+
+
+_asking: list[bool] = []
+"""Holds something while this process finds out which other one ended."""
+
+
+def _of_connections(error: Exception) -> bool:
+    said = str(error).lower()
+    return isinstance(error, dist.DistError | ConnectionError) or any(word in said for word in ("gloo", "nccl", "connection"))
+
+
+def _key(what: str, rank: int) -> str:
+    return f"gnothi {what} {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} {rank}"
+
+
+def _tell(message: str) -> None:
+    """Leave word with the store of the group: why this process ends, or nothing where it is alive."""
+    with suppress(RuntimeError):  # whoever kept the store is gone
+        dist.distributed_c10d._get_default_store().set(_key("end", rank()), message)
+
+
+def _ends() -> dict[int, str]:
+    """The processes that ended, and what they said of it."""
+    _asking.append(True)
+    _tell("")
+    ends: dict[int, str] = {}
+    unknown, until = set(range(world())) - {rank()}, time.monotonic() + PATIENCE
+    while unknown and not ends and time.monotonic() < until:
+        for other in sorted(unknown):
+            word = _word(other)
+            if word is not None:
+                unknown.discard(other)
+            if word:
+                ends[other] = word
+        time.sleep(0.05)
+    return ends or dict.fromkeys(sorted(unknown), KILLED)
+
+
+def _word(other: int) -> str | None:
+    """Why a process ended, "" where it is alive, None where it is not known."""
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        if store.check([_key("end", other)]):
+            return store.get(_key("end", other)).decode()
+        host, pid = store.get(_key("place", other)).decode().rsplit(" ", 1)
+    except RuntimeError:
+        return None
+    return KILLED if host == socket.gethostname() and not _alive(int(pid)) else None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] if os.path.isdir("/proc/self") else ""
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state != "Z"
+
+
+def _lost(ends: dict[int, str]) -> Lost:
+    first = min(ends)
+    alive = next(r for r in range(world()) if r not in ends)
+    message = f"process {first} of {world()} (counted from 0) had to stop, and the others with it: {ends[first]}"
+    return Lost(message, rank() == alive and ends.get(0, KILLED) == KILLED)
 
 
 def world() -> int:
@@ -100,3 +231,16 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def join(x: Tensor) -> Tensor:
+    """Rows of all processes, by rank, however many each has; without gradient: [n, D] -> [sum of all n, D], on the device of ``x``."""
+    if world() == 1:
+        return x
+    counts = gather_objects(len(x))
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    padded = torch.zeros(max(counts), *x.shape[1:], dtype=x.dtype, device=device)
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(x.device)

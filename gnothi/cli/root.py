@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -72,23 +73,36 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            leave(f"the disk is full ({(error.strerror or '').lower()}); nothing that was written before is lost, make room and go on", 1)
         path = Path(os.fsdecode(error.filename))
         path = {".tmp": path.parent, ".part": path.with_suffix("")}.get(path.suffix, path)  # names that a person never wrote
         leave(f"{path} cannot be used: {(error.strerror or str(error)).lower()}", 2)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is not None:
-            leave(str(error), code)
+            leave(str(error), code, getattr(error, "aloud", None))
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
             leave("out of memory; a smaller training.batch, views.size or backbone.name needs less", 1)
         raise
     finally:
+        if str(error) == "Could not determine home directory.":  # of ~name, by pathlib
+            leave("a path that begins with ~ names a user who does not exist here; write it out", 2)
         if "gnothi.distributed" in sys.modules:
             sys.modules["gnothi.distributed"].stop()
 
 
-def leave(message: str, code: int) -> None:
-    """Say why, once for all processes of a run, and go."""
-    if os.environ.get("RANK", "0") == "0":
-        click.echo(f"gnothi: {message}", err=True)
+def leave(message: str, code: int, aloud: bool | None = None) -> None:
+    """Say why in one line, once for all processes of a run, and go; ``aloud`` where it is decided already who of them speaks."""
+    if os.environ.get("RANK", "0") == "0" if aloud is None else aloud:
+        click.echo(f"gnothi: {one_line(message)}", err=True)
     sys.exit(code)
+
+
+def one_line(text: str, most: int = 2000) -> str:
+    """A text whose names may hold anything, as one line that commands no terminal; the middle of a long one is left out."""
+    import unicodedata
+
+    commands = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    text = "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in commands else c for c in text)
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

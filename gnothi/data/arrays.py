@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from gnothi.contracts import DataError, Source
 IMAGES, LABELS = ("images", "x", "data", "arr_0"), ("labels", "y", "targets", "arr_1")
 SPLITS = ("train", "val", "test")
 EXACT_IN_FLOAT32 = 2**24
+MOST_CLASSES = 1_000_000
+"""A label beyond is taken for something else, such as a number of a patient."""
 
 
 class ArraySource(Source):
@@ -130,10 +132,12 @@ def numbered(labels: Any, classes: Sequence[str] | None, n: int, source: str) ->
         if unknown:
             raise DataError(f"{source}: the label {unknown[0]!r} is none of the {len(names)} classes")
         return np.array([place[t] for t in text.tolist()], dtype=np.int64), names
-    whole = column.astype(np.int64) if column.dtype.kind in "biuf" and np.isfinite(column).all() else None
+    whole = column.astype(np.int64) if column.dtype.kind in "biuf" and (np.abs(column.astype(np.float64)) < 2**62).all() else None
     if whole is None or (whole != column).any() or whole.min(initial=0) < -1:
         raise DataError(f"{source}: labels must be text, or whole numbers from 0 with -1 for none, got {column.dtype} such as {column[0]!r}")
     highest = int(whole.max(initial=-1))
+    if highest >= MOST_CLASSES:
+        raise DataError(f"{source}: labels must number at most {MOST_CLASSES:,} classes from 0, got the label {highest}")
     if classes is not None and highest >= len(classes):
         raise DataError(f"{source}: the label {highest} needs {highest + 1} classes, got {len(classes)}")
     return whole, tuple(str(c) for c in classes) if classes is not None else tuple(str(i) for i in range(highest + 1))
@@ -162,7 +166,8 @@ def kept_type(images: np.ndarray, source: str) -> np.ndarray:
         return images.astype(np.float32)
     if kind != "f":
         raise DataError(f"{source}: images must be integers, floats or bool, got {images.dtype}")
-    floats = images.astype(np.float32, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused below
+        floats = images.astype(np.float32, copy=False)
     if not np.isfinite(floats).all():
         row = int(np.flatnonzero(~np.isfinite(floats.reshape(len(floats), -1)).all(1))[0])
         raise DataError(f"{source}: row {row} holds a value that is not finite in float32")
@@ -207,12 +212,28 @@ def load(path: Path) -> Mapping[str, np.ndarray]:
         if isinstance(read, np.ndarray):
             return {"images": read}
         with read:
-            return {key: read[key] for key in read.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            _fits(path, sum(member.file_size for member in read.zip.infolist()))
+            arrays = {key: read[key] for key in read.files}
+            strange = next((key for key, array in arrays.items() if not isinstance(array, np.ndarray)), None)
+            if strange is None:
+                return arrays
+            raise ValueError(f"{strange} is no array")
+    except MemoryError as error:
+        raise DataError(f"{path}: cannot be read as {path.suffix}: what it declares does not fit into memory") from error
+    except DataError:
+        raise
+    except Exception as error:  # a broken archive's reader raises anything
         why = (
             "it holds Python objects, which are never unpickled; save plain arrays" if "pickle" in str(error) else "it is broken or of another format"
         )
         raise DataError(f"{path}: cannot be read as {path.suffix}: {why}") from error
+
+
+def _fits(path: Path, size: int) -> None:
+    """Refuse an archive that unpacks to more than all memory, before it is unpacked."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise DataError(f"{path}: unpacks to {size / 2**30:,.0f} GiB, more than this machine's memory of {memory / 2**30:,.0f} GiB")
 
 
 def array_splits(path: Path) -> tuple[str, ...]:
@@ -222,7 +243,7 @@ def array_splits(path: Path) -> tuple[str, ...]:
     try:
         with zipfile.ZipFile(path) as archive:
             keys = {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a broken archive's reader raises anything
         raise DataError(f"{path}: cannot be read as .npz: it is broken or of another format") from error
     return tuple(split for split in SPLITS if _key(keys, IMAGES, split))
 
@@ -238,16 +259,20 @@ def open_arrays(path: Path, split: str | None = None, axes: str | None = None) -
     arrays = load(path)
     key = _key(arrays, IMAGES, split)
     if key is None:
-        raise DataError(f"{path}: needs an array named images (or x, data, arr_0), it holds {', '.join(sorted(arrays)) or 'nothing'}")
+        raise DataError(f"{path}: needs an array named images (or x, data, arr_0), it holds {', '.join(map(_shown, sorted(arrays))) or 'nothing'}")
     labels, groups = _key(arrays, LABELS, split), _key(arrays, ("groups",), split)
     return ArraySource(
         arrays[key],
         arrays[labels] if labels else None,
-        [str(c) for c in arrays["classes"]] if labels and "classes" in arrays else None,
+        [str(c) for c in np.ravel(arrays["classes"])] if labels and "classes" in arrays else None,
         arrays[groups] if groups else None,
         axes=axes,
         source=path.name,
     )
+
+
+def _shown(key: str) -> str:
+    return key if key.isprintable() else repr(key)
 
 
 def _key(keys: Any, words: Sequence[str], split: str | None) -> str | None:

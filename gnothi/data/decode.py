@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import io
+import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,6 +21,8 @@ from gnothi.data.arrays import kept_type
 from gnothi.data.forms import Form, form_of, no_bomb, oriented
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""Pillow knows many more by their first bytes, one of which is read by another program that runs what the file says (EPS)."""
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG = b"\x89PNG\r\n\x1a\n"
 DEEP_PNG = {2: ("rgb", "RGB"), 4: ("grey+alpha", "LA"), 6: ("rgb+alpha", "RGBA")}
@@ -41,8 +46,11 @@ MODES = {
 } | {f"I;16{end}": ("grey", f"I;16{end}", f"I;16{end}") for end in ("", "B", "L", "N")}
 
 
-def header(path: str) -> tuple[int, int, Form]:
+def header(path: str | bytes) -> tuple[int, int, Form]:
     """Height and width as seen upright, and the form, from the first bytes.
+
+    Args:
+        path: the file, or what it holds.
 
     Raises:
         DataError: it cannot be read; the message lacks the name.
@@ -50,7 +58,7 @@ def header(path: str) -> tuple[int, int, Form]:
     with _reading(path) as (file, start):
         if start[:4] in TIFF:
             return tiff.header(file)
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             no_bomb(*image.size)
             stored, mode = _kind(image, start)
             empty = np.asarray(Image.new(mode, (1, 1)))
@@ -61,11 +69,11 @@ def header(path: str) -> tuple[int, int, Form]:
     return (width, height, form) if turned else (height, width, form)
 
 
-def decode(path: str, shrink: int = 1) -> tuple[np.ndarray, Form]:
+def decode(path: str | bytes, shrink: int = 1) -> tuple[np.ndarray, Form]:
     """Read the pixels.
 
     Args:
-        path: the file.
+        path: the file, or what it holds.
         shrink: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, rounded up, or more where a side is shorter than that; others are read whole.
 
     Returns:
@@ -77,7 +85,7 @@ def decode(path: str, shrink: int = 1) -> tuple[np.ndarray, Form]:
     with _reading(path) as (file, start):
         if start[:4] in TIFF:
             return tiff.decode(file)
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             no_bomb(*image.size)
             if shrink > 1:
                 image.draft(None, (max(image.width // shrink, 1), max(image.height // shrink, 1)))
@@ -127,10 +135,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[tuple[BinaryIO, bytes]]:
+def _reading(path: str | bytes) -> Iterator[tuple[BinaryIO, bytes]]:
     """An open file and its first bytes; whatever its decoder raises becomes a DataError in one line."""
     try:
-        with _QUIET, builtins.open(path, "rb") as file:
+        if isinstance(path, str) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise DataError("is no plain file")  # a pipe would be waited for without end
+        with _QUIET, io.BytesIO(path) if isinstance(path, bytes) else builtins.open(path, "rb") as file:
             start = file.read(33)
             file.seek(0)
             yield file, start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,8 +96,8 @@ def open_folder(root: Path, split: str | None = None, channels: int | None = Non
     Raises:
         DataError: there is no image, or none of those looked at can be read.
     """
-    listed = {name: images_in(folder) for name, folder in _split_folders(root).items()} if split else {}
-    folder = _split_folders(root)[split] if split else root
+    listed = {name: images_in(folder) for name, folder in split_folders(root).items()} if split else {}
+    folder = split_folders(root)[split] if split else root
     paths = listed[split] if split else images_in(root)
     if not paths:
         raise DataError(_no_images(folder))
@@ -104,7 +105,7 @@ def open_folder(root: Path, split: str | None = None, channels: int | None = Non
     classes = tuple(sorted({name for own in named for name in own}, key=natural)) or None
     # One layout for all splits: that of the first, which is the training one.
     first = next((name for name, own in listed.items() if own), None)
-    look_folder, look = (_split_folders(root)[first], listed[first]) if first else (root, paths)
+    look_folder, look = (split_folders(root)[first], listed[first]) if first else (root, paths)
     return FolderSource(str(folder), paths, look_at(str(look_folder), look, channels, dtype), classes)
 
 
@@ -113,12 +114,12 @@ def folder_splits(root: Path) -> tuple[str, ...]:
 
     Subfolders are splits where one is a training one and either another is a split too or there is no other; else they are classes.
     """
-    return tuple(_split_folders(root))
+    return tuple(split_folders(root))
 
 
-def images_in(root: Path) -> list[str]:
+def images_in(root: Path, endings: tuple[str, ...] = EXTENSIONS) -> list[str]:
     """Paths of the images under a folder, relative to it, in natural order. Hidden files and folders are left out; links are followed once round."""
-    return sorted(_walk(str(root), "", (os.stat(root).st_ino, os.stat(root).st_dev), ()), key=natural)
+    return sorted(_walk(str(root), "", (os.stat(root).st_ino, os.stat(root).st_dev), (), endings), key=natural)
 
 
 def class_names(paths: list[str]) -> tuple[str, ...] | None:
@@ -148,25 +149,36 @@ def natural(text: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def printable(path: str) -> str:
-    """A path as text that any terminal and file takes, with ``/`` between folders; bytes that are no text are written as escapes."""
-    return path.replace(os.sep, "/").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A path as one line of text that any terminal and file takes, with ``/`` between folders; what is no text or commands a terminal is escaped."""
+    text = path.replace(os.sep, "/").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
 
 
-def _walk(folder: str, inside: str, here: tuple[int, int], above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _walk(folder: str, inside: str, here: tuple[int, int], above: tuple[tuple[int, int], ...], endings: tuple[str, ...]) -> Iterator[str]:
     if here in above:  # a link that leads back up
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 state = os.stat(entry.path)
-                yield from _walk(entry.path, f"{inside}{entry.name}{os.sep}", (state.st_ino, state.st_dev), (*above, here))
-            elif entry.name.lower().endswith(EXTENSIONS):
+                yield from _walk(entry.path, f"{inside}{entry.name}{os.sep}", (state.st_ino, state.st_dev), (*above, here), endings)
+            elif entry.name.lower().endswith(endings):
                 yield inside + entry.name
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split of ``folder_splits``."""
     folders = sorted((p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: natural(p.name))
     found: dict[str, Path] = {}
     for folder in folders:

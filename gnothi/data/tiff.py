@@ -23,10 +23,8 @@ def header(file: BinaryIO) -> tuple[int, int, Form]:
     axes = series.get_axes(False)
     height, width = shape[axes.index("Y")], shape[axes.index("X")]
     channels = int(np.prod([n for n, axis in zip(shape, axes, strict=True) if axis not in "YX"]))
-    sample = kept_type(np.zeros((1,), page.dtype), "sample")
-    stored, result, alpha = _kind(page, channels)
-    form = form_of(stored, np.empty((1, 1, result), sample.dtype), alpha and sample.dtype != np.float32)
-    return (width, height, form) if _orientation(page) >= 5 else (height, width, form)
+    form = form_once_decoded(page, channels)
+    return (width, height, form) if orientation(page) >= 5 else (height, width, form)
 
 
 def decode(file: BinaryIO) -> tuple[np.ndarray, Form]:
@@ -39,8 +37,20 @@ def decode(file: BinaryIO) -> tuple[np.ndarray, Form]:
     axes, raw = series.get_axes(False), series.asarray(squeeze=False)
     order = [i for i, axis in enumerate(axes) if axis not in "YX"]
     raw = raw.transpose(axes.index("Y"), axes.index("X"), *order).reshape(*(raw.shape[axes.index(a)] for a in "YX"), -1)
+    return finished(page, raw)
+
+
+def form_once_decoded(page: Any, channels: int) -> Form:
+    """The form of images that ``finished`` makes of a page's numbers; ``channels`` as they are stored."""
+    sample = kept_type(np.zeros((1,), page.dtype), "sample")
+    stored, result, alpha = _kind(page, channels)
+    return form_of(stored, np.empty((1, 1, result), sample.dtype), alpha and sample.dtype != np.float32)
+
+
+def finished(page: Any, raw: np.ndarray) -> tuple[np.ndarray, Form]:
+    """What the numbers of a page, or of a part of it, mean: [H, W, C] as stored to [H, W, C] upright, and its form."""
     stored, channels, alpha = _kind(page, raw.shape[2])
-    image = oriented(_meaning(page, raw, channels), _orientation(page))
+    image = oriented(_meaning(page, raw, channels), orientation(page))
     alpha = alpha and image.dtype != np.float32
     if alpha and ASSOCIATED in page.extrasamples:
         image = _divided(image)
@@ -51,17 +61,26 @@ def _first(file: BinaryIO) -> tuple[Any, Any]:
     """The first series and its first page."""
     import tifffile
 
-    # tifffile reports what it finds odd to its logger, which prints where nobody listens; what matters raises.
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    silence()
     series = tifffile.TiffFile(file).series[0]
     for axis, n in zip(series.get_axes(False), series.get_shape(False), strict=True):
         if axis not in "YXCSQ" and n > 1:
             raise DataError(f"holds {n} images (axes {series.axes}); one image a file is read, so save each as a file of its own")
     page = series.keyframe
+    check_colours(page)
+    no_bomb(page.imagewidth, page.imagelength, page.samplesperpixel * max(1, page.dtype.itemsize if page.dtype else 1))
+    return series, page
+
+
+def silence() -> None:
+    """Let tifffile not print what it finds odd: it reports to its logger, which prints where nobody listens; what matters raises."""
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+
+def check_colours(page: Any) -> None:
+    """Refuse a page whose colours mean something that is not read."""
     if page.photometric not in (WHITE_IS_ZERO, GREY, RGB, PALETTE, CMYK) and not (page.photometric == YCBCR and page.compression in (6, 7)):
         raise DataError(f"has the colours {getattr(page.photometric, 'name', page.photometric)}, which are not read; save it as RGB or grey")
-    no_bomb(page.imagewidth, page.imagelength)
-    return series, page
 
 
 def _kind(page: Any, channels: int) -> tuple[str, int, bool]:
@@ -105,6 +124,7 @@ def _divided(image: np.ndarray) -> np.ndarray:
     return np.concatenate([np.rint(np.minimum(plain, white)).astype(image.dtype), image[..., -1:]], axis=2)
 
 
-def _orientation(page: Any) -> int:
+def orientation(page: Any) -> int:
+    """The number (1 to 8) of a page's orientation."""
     tag = page.tags.get(274)
     return int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,11 +103,15 @@ def _parquet(path: Path, source: Source, dim: int, blocks: Blocks, about: dict[s
 def _together(source: Source, dim: int, blocks: Blocks) -> dict[str, np.ndarray]:
     """Everything at once: embeddings [N, D] float32, rows [N] int64, names [N] text; labels, classes and groups where there are any."""
     parts = list(blocks)
+    numbers, seen = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     rows = np.concatenate([np.empty(0, dtype=np.int64), *(r for r, _ in parts)])
     arrays = {"embeddings": np.concatenate([np.empty((0, dim), dtype=np.float32), *(v for _, v in parts)]), "rows": rows}
+            numbers.update(rows.astype("<i8").tobytes())
+            seen.update(np.ascontiguousarray(vectors, dtype="<f4").data)
     arrays["names"] = np.array([source.name(int(row)) for row in rows], dtype=np.str_)
     if source.labels is not None:
         arrays["labels"] = source.labels[rows].astype(np.int64)
+        writer.add_key_value_metadata({"gnothi.digest": numbers.hexdigest() + seen.hexdigest()})
         arrays["classes"] = np.array(source.classes or [], dtype=np.str_)
     if source.groups is not None:
         arrays["groups"] = source.groups[rows].astype(np.str_)

@@ -64,7 +64,7 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
         if vectors.shape == shape and vectors.dtype == np.float32 and digest(path) == json.loads(about.read_text())["digest"]:
             return vectors
-    except (ValueError, KeyError, OSError, EOFError):
+    except (ValueError, KeyError, TypeError, RecursionError, MemoryError, OSError, EOFError):
         pass
     log.warning("%s is broken or was changed; its features are computed again", path)
     return None
@@ -72,12 +72,11 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 def _write(path: Path, shape: tuple[int, int], blocks: Iterator[np.ndarray], about: dict[str, Any]) -> None:
     def fill(temporary: Path) -> None:
-        vectors = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        start = 0
-        for block in blocks:
-            vectors[start : start + len(block)] = block
-            start += len(block)
-        vectors.flush()
+        # Written, not mapped: a full disk kills a process that writes to a mapping, and only refuses one that writes to a file.
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            for block in blocks:
+                file.write(np.ascontiguousarray(block, dtype="<f4").data)
 
     replace_file(path, fill)
     write_text(path.with_suffix(".json"), json.dumps(about | {"digest": digest(path)}))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnothi.contracts import EncoderError, GnothiError, Pixels, SettingError, did_you_mean
+from gnothi.contracts import EncoderError, GnothiError, Pixels, RunError, SettingError, did_you_mean
 from gnothi.encoders.encoder import Encoder, wrong_channels
 from gnothi.encoders.inputs import centre, check_range
 from gnothi.models.backbone import BackboneSpec, build, initialise, pretrained_input
-from gnothi.training import checkpoint
+from gnothi.training import checkpoint, twice
 
+log = logging.getLogger(__name__)
+LARGEST = 1 << 16
+"""Channels, and pixels of a side, beyond which a file's number is taken for broken."""
 SIDES = {"online": "method.backbone.", "teacher": "method.slow."}
 """The two networks of a run, and how their tensors begin in a checkpoint."""
 TEACHER_FIRST = ("dino",)
@@ -84,17 +89,17 @@ class NetworkEncoder(Encoder):
 # ---- runs ---------------------------------------------------------------------------------------
 def run_encoder(name: str, folder: Path, marks: list[str], device: torch.device) -> NetworkEncoder:
     """The network of a run: its teacher for DINO and its online network for the others, unless a mark says otherwise."""
-    spec = _json(folder / "spec.json")
     try:
+        spec = twice.read(folder, log.warning)
         settings, derived = spec["settings"], spec["derived"]
         backbone = _offline(BackboneSpec(**settings["backbone"]))
         channels, size, method = int(derived["channels"]), int(derived["size"]), str(settings["method"]["name"])
-        numbers = derived["pixels"]
-        pixels = Pixels(float(numbers["low"]), float(numbers["high"]), tuple(numbers["mean"]), tuple(numbers["std"]))
-        seed = int(settings["seed"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise EncoderError(f"{folder}/spec.json is not a run's: {type(error).__name__} {str(error)[:80]}") from None
-    network = build(backbone, channels, size, seed)
+        pixels = _pixels(derived["pixels"], channels)
+        network = _built(backbone, channels, size, int(settings["seed"]))
+    except RunError as error:
+        raise EncoderError(str(error)) from None
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise EncoderError(f"{folder}/spec.json is not a run's: {_line(error)}") from None
     if marks != ["untrained"]:
         tensors = _tensors(folder, marks, method)
         _fill(network, tensors, folder)
@@ -141,19 +146,18 @@ def exported_encoder(name: str, folder: Path, marks: list[str], device: torch.de
 
     if marks:
         raise EncoderError(f"{name}: an exported encoder has no parts; leave @{marks[0]} out")
-    config = _json(folder / "config.json")
     try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         backbone = _offline(BackboneSpec(**config["backbone"]))
-        numbers = config["pixels"]
-        pixels = Pixels(float(numbers["low"]), float(numbers["high"]), tuple(numbers["mean"]), tuple(numbers["std"]))
         channels, size = int(config["channels"]), int(config["size"])
-        tensors = load_file(folder / "model.safetensors")
-    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
-        raise EncoderError(f"{folder} is not a whole exported encoder: {type(error).__name__} {str(error)[:80]}") from None
-    network = build(backbone, channels, size, 0)
+        pixels = _pixels(config["pixels"], channels)
+        tensors = _real(load_file(folder / "model.safetensors"))
+        network = _built(backbone, channels, size, 0)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError, OSError, SafetensorError) as error:
+        raise EncoderError(f"{folder} is not a whole exported encoder: {_line(error)}") from None
     try:
         initialise(network, tensors)
-    except SettingError as error:
+    except (SettingError, RuntimeError) as error:
         raise EncoderError(f"{folder}/model.safetensors: {error}") from None
     return NetworkEncoder(name, network, backbone, channels, size, pixels, device=device)
 
@@ -179,13 +183,46 @@ def _offline(spec: BackboneSpec) -> BackboneSpec:
 
 def _fill(network: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
+        network.load_state_dict(_real(tensors))
+    except (RuntimeError, ValueError) as error:
         raise EncoderError(f"{folder}: its weights do not fit its settings: {' '.join(str(error).split())[:160]}") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _pixels(numbers: dict[str, Any], channels: int) -> Pixels:
+    """Range and statistics from plain values.
+
+    Raises:
+        ValueError: they are not those of so many channels.
+    """
+    found = Pixels(float(numbers["low"]), float(numbers["high"]), tuple(map(float, numbers["mean"])), tuple(map(float, numbers["std"])))
+    finite = all(map(math.isfinite, (found.low, found.high, *found.mean, *found.std)))
+    if not (finite and found.low < found.high and len(found.mean) == len(found.std) == channels and min(found.std) > 0):
+        raise ValueError(f"pixels must be low < high and a mean and a deviation above 0 for each of {channels} channels")
+    return found
+
+
+def _built(spec: BackboneSpec, channels: int, size: int, seed: int) -> nn.Module:
+    """A network from a file's settings, which may be anything.
+
+    Raises:
+        ValueError: nothing can be built of them.
+    """
+    if not (0 < channels <= LARGEST and 0 < size <= LARGEST):
+        raise ValueError(f"channels and size must be from 1 to {LARGEST}, got {channels} and {size}")
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise EncoderError(f"{path} cannot be read: {str(error)[:80]}") from None
+        return build(spec, channels, size, seed)
+    except GnothiError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # noqa: BLE001 - a network's constructor raises anything about arguments that it was not made for
+        raise ValueError(f"backbone cannot be built: {_line(error)}") from None
+
+
+def _real(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    strange = next((name for name, x in tensors.items() if x.is_complex()), None)
+    if strange is not None:
+        raise ValueError(f"{strange} holds complex numbers")
+    return tensors
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__} {' '.join(str(error).split())[:160]}"

@@ -43,7 +43,11 @@ LEAST_CELLS, MOST_CELLS = 7, 32
 """Cells a side of a derived patch grid: what 224 pixels give with patches of 32, and what is still affordable (1,024 tokens)."""
 SMALL = 64
 """Crops of up to this many pixels get the CIFAR stem."""
-RESERVED = ("num_classes", "in_chans", "features_only", "pretrained")
+RESERVED = (
+    *("num_classes", "in_chans", "features_only", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"),
+)
+"""Arguments of ``timm.create_model`` that gnothi sets, or that would read or fetch weights which nobody named."""
 
 
 class BackboneSpec(Spec):
@@ -103,7 +107,12 @@ def _micro(spec: BackboneSpec, channels: int, size: int) -> nn.Module:
         if word not in known or word in given:
             free = [k for k in known if k not in given]
             raise SettingError(f"backbone.args.{word}: {spec.name} has no such argument; {did_you_mean(word, free)}")
-    return kind(**given, **spec.args)
+    try:
+        return kind(**given, **spec.args)
+    except (SettingError, MemoryError):
+        raise
+    except Exception as error:
+        raise SettingError(f"backbone.args: {spec.name} cannot be made with {spec.args}: {_first_line(error)}") from error
 
 
 def _refuse(spec: BackboneSpec, setting: str, why: str, *, unless: bool = False) -> None:
@@ -322,7 +331,7 @@ def _arguments(timm: ModuleType, spec: BackboneSpec, channels: int, size: int) -
     try:
         with torch.device("meta"):  # costs no memory and draws no random numbers
             net = timm.create_model(spec.name, **given, **spec.args)
-    except (TypeError, ValueError, AssertionError) as error:
+    except Exception as error:  # constructors raise anything about arguments that they were not made for
         raise SettingError(f"backbone.args: {spec.name} cannot be made with {spec.args}: {_first_line(error)}") from error
     if not hasattr(net, "forward_intermediates"):
         raise SettingError(f"backbone.name {spec.name} does not fit: it does not give its intermediate features (timm's forward_intermediates)")

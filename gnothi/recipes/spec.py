@@ -134,8 +134,13 @@ def load(settings: Mapping[str, Any]) -> RunSpec:
         return RunSpec.model_validate(settings)
     except ValidationError as error:
         raise SettingError(mistake(error, settings)) from None
+    except RecursionError:
+        raise SettingError(DEEP) from None
 
 
+DEEP = "settings are nested too deep; method.temperature and auxiliary.rotation.weight are as deep as they go"
+DEEPEST = 12
+"""Names and brackets within each other: more than any setting has, fewer than any reader of them stumbles over."""
 RULES = {
     "int": "must be a whole number",
     "float": "must be a number",
@@ -209,20 +214,34 @@ def parse(assignments: Iterable[str]) -> dict[str, Any]:
     """Turn KEY=VALUE texts into nested settings; a value is JSON, or else text.
 
     Raises:
-        SettingError: there is no "=".
+        SettingError: there is no "=", or they are nested too deep.
     """
     settings: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise SettingError(f"--set takes KEY=VALUE, like training.epochs=20, got {text!r}")
-        settings = merge(settings, nested(key.strip(), _value(value.strip())))
+        value = _value(value.strip())
+        if key.count(".") + _depth(value) > DEEPEST:
+            raise SettingError(DEEP)
+        settings = merge(settings, nested(key.strip(), value))
     return settings
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and dictionaries lie in each other, counted no further than is too deep."""
+    depth, layer = 0, [value]
+    while layer and depth <= DEEPEST:
+        layer = [inner for x in layer if isinstance(x, dict | list) for inner in (x.values() if isinstance(x, dict) else x)]
+        depth += bool(layer)
+    return depth
 
 
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
+    except RecursionError:
+        raise SettingError(DEEP) from None
     except ValueError:
         return {"none": None, "None": None, "True": True, "False": False}.get(text, text)
 

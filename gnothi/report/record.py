@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gnothi.contracts import EncoderError
+from gnothi.contracts import EncoderError, RunError
+from gnothi.training import twice
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,21 +62,46 @@ def read(folder: Path, results: list[dict[str, Any]] | None = None) -> Record:
     """
     if not (folder / "spec.json").is_file():
         raise EncoderError(f"{folder}: not a run folder, spec.json is missing; `gnothi train DATA --out {folder}` makes one")
-    spec = _json(folder / "spec.json", {})
+    try:
+        spec = twice.read(folder, log.warning)
+    except RunError as error:
+        raise EncoderError(str(error)) from None
     if results is None:
         found = _json(folder / "results.json", [])
         results = found.get("results", []) if isinstance(found, dict) else found
+        if not isinstance(results, list):
+            raise EncoderError(f"{folder / 'results.json'}: must hold a list of results")
     return Record(
         folder=folder,
-        settings=spec.get("settings", {}),
-        derived=spec.get("derived", {}),
-        source=spec.get("source", {}),
+        settings=_group(spec, "settings", folder),
+        derived=_group(spec, "derived", folder),
+        source=_group(spec, "source", folder),
         version=str(spec.get("gnothi", "")),
         metrics=_metrics(folder / "metrics.jsonl"),
-        verdict=_json(folder / "verdict.json", {}),
-        environment=_json(folder / "environment.json", {}),
-        results=[r for r in results if math.isfinite(r["value"])],
+        verdict=_object(folder / "verdict.json"),
+        environment=_object(folder / "environment.json"),
+        results=[r for r in results if _is_result(r)],
     )
+
+
+def _group(spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    found = spec.get(name, {})
+    if not isinstance(found, dict):
+        raise EncoderError(f"{folder / 'spec.json'}: {name} must be an object")
+    return found
+
+
+def _is_result(result: Any) -> bool:
+    if not isinstance(result, dict) or not {"encoder", "metric", "n"} <= result.keys():
+        return False
+    return isinstance(result.get("value"), int | float) and math.isfinite(result["value"])
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = _json(path, {})
+    if not isinstance(found, dict):
+        raise EncoderError(f"{path}: must hold an object")
+    return found
 
 
 def _json(path: Path, default: Any) -> Any:
@@ -80,7 +109,7 @@ def _json(path: Path, default: Any) -> Any:
         return default
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EncoderError(f"{path}: not JSON ({error})") from error
 
 
@@ -89,10 +118,12 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             metric = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(metric, dict) or not isinstance(metric.get("step", 0), int | float):
             continue
         lines[(metric.get("kind"), metric.get("step"), metric.get("metric"))] = metric
     return sorted(lines.values(), key=lambda m: m.get("step", 0))

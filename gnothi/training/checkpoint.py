@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from torch import Tensor
 
 from gnothi.contracts import RunError
 
-PATTERN = "step-*.safetensors"
+NAME = re.compile(r"step-\d+\.safetensors")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file cannot grow; writers of their own (NumPy's) say nothing that has a number."""
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
@@ -29,8 +33,27 @@ def digest(tensors: dict[str, Tensor]) -> str:
     return state.hexdigest()
 
 
+def sealed(values: dict[str, Any]) -> dict[str, Any]:
+    """Plain values with the digest of their JSON, by which ``whole`` knows that nothing was altered."""
+    values = {k: v for k, v in values.items() if k != "seal"}
+    return {**values, "seal": _seal(values)}
+
+
+def whole(values: dict[str, Any]) -> bool:
+    """Whether values are as they were sealed; True for those that never were."""
+    return "seal" not in values or values["seal"] == _seal({k: v for k, v in values.items() if k != "seal"})
+
+
+def _seal(values: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under another name, flush it to the disk, then give it its own: a reader sees the old one or the new one, whole."""
+    """Write a file under another name, flush it to the disk, then give it its own: a reader sees the old one or the new one, whole.
+
+    Raises:
+        RunError: the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -38,6 +61,11 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in (None, *FULL):
+            raise
+        why = (error.strerror or str(error)).lower()
+        raise RunError(f"{path} cannot be written: {why}; nothing that was there is lost, make room and go on") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -72,7 +100,7 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor], about: dict[str, 
         keep: how many checkpoints stay.
     """
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    about = {**about, "step": step, "digest": digest(tensors)}
+    about = sealed({**about, "step": step, "digest": digest(tensors)})
     path = path_of(folder, step)
     replace_file(path, lambda temporary: _write(temporary, save(tensors, metadata={"gnothi": json.dumps(about)})))
     for old in list_of(folder)[:-keep]:
@@ -82,7 +110,7 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor], about: dict[str, 
 
 def list_of(folder: Path) -> list[Path]:
     """All checkpoints of a run, oldest first."""
-    return sorted(folder.glob(PATTERN), key=step_of)
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=step_of)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -95,9 +123,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["gnothi"])
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise RunError(f"{path}: not a whole checkpoint ({type(error).__name__}: {str(error)[:80]})") from None
-    if digest(tensors) != about["digest"]:
+            same = whole(about) and digest(tensors) == about["digest"] and step_of(path) == about["step"]
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
+        raise RunError(f"{path}: not a whole checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:80]})") from None
+    if not same:
         raise RunError(f"{path}: altered since it was written (its digest differs)")
     return tensors, about
 

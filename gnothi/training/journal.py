@@ -83,13 +83,13 @@ class Journal:
         """Drop the lines behind a step: those of work that was lost."""
         if self.folder is not None and distributed.rank() == 0:
             metrics = self.folder / "metrics.jsonl"
-            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+            lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.exists() else []
             checkpoint.write_text(metrics, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of metrics; a line that a kill cut short counts as not written."""
+    """The step of a line of metrics; a line that a kill cut short, or that is something else, counts as not written."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, RecursionError):
         return math.inf

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gnothi.contracts import RunError
+
 OPTIMISER, WINDOW = "optimiser.", "window."
 """How names begin that are not the objective's own."""
 
@@ -23,12 +25,18 @@ def restore(tensors: dict[str, Tensor], objective: nn.Module, optimiser: torch.o
 
     Returns:
         The sums since the last line of metrics.
+
+    Raises:
+        RunError: the tensors are another network's.
     """
-    objective.load_state_dict({k: v for k, v in tensors.items() if not k.startswith((OPTIMISER, WINDOW))})
-    for name, p in objective.named_parameters():
-        for key in ("momentum_buffer", "step", "exp_avg", "exp_avg_sq"):
-            if (value := tensors.get(f"{OPTIMISER}{key}.{name}")) is not None:
-                # In the parameter's own memory format; fused optimisers ask for that.
-                optimiser.state[p][key] = value if key == "step" else torch.empty_like(p).copy_(value)
+    try:
+        objective.load_state_dict({k: v for k, v in tensors.items() if not k.startswith((OPTIMISER, WINDOW))})
+        for name, p in objective.named_parameters():
+            for key in ("momentum_buffer", "step", "exp_avg", "exp_avg_sq"):
+                if (value := tensors.get(f"{OPTIMISER}{key}.{name}")) is not None:
+                    # In the parameter's own memory format; fused optimisers ask for that.
+                    optimiser.state[p][key] = value if key == "step" else torch.empty_like(p).copy_(value)
+    except RuntimeError as error:
+        raise RunError(f"the checkpoint is another network's: {' '.join(str(error).split())[:160]}") from None
     device = next(objective.parameters()).device
     return {k.removeprefix(WINDOW): v.to(device) for k, v in tensors.items() if k.startswith(WINDOW)}

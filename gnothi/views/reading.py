@@ -37,6 +37,8 @@ class FromSource(Dataset["Cuts | GnothiError"]):
             return self._load(step)
         except GnothiError as error:
             return error
+        except MemoryError:
+            return RunError("no memory left while images were read; fewer loader processes (training.workers) or smaller images need less")
 
     def _load(self, step: int) -> Cuts:
         rows = self.joint.rows(step)
