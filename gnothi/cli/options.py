@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,9 @@ DEVICE = click.option("--device", metavar="D", help="cpu, cuda or mps; by defaul
 
 
 def told(as_json: bool, value: Any, text: Callable[[], str]) -> None:
-    """Print one object or plain text."""
+    """Print one object or plain text; once for all processes of ``torchrun``."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     click.echo(json.dumps(value, ensure_ascii=False, default=str) if as_json else text())
 
 

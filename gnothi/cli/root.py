@@ -16,6 +16,7 @@ from gnothi.cli.group import Verbs
 from gnothi.cli.look import data, recipes
 from gnothi.cli.make import demo, embed, export, report
 from gnothi.cli.measure import evaluate
+from gnothi.cli.pack import pack
 from gnothi.cli.search import neighbours
 from gnothi.cli.train import plan, train
 from gnothi.cli.transfer import transfer
@@ -32,7 +33,8 @@ First steps:
   gnothi evaluate knn RUN --data FOLDER    how good it is, where there are labels
   gnothi embed RUN FOLDER --out FILE       vectors for other tools
 
-DATA is `photos`, a folder of images, an .npz or .npy file, or a torchvision name such as cifar10; @train and @test choose a split.
+DATA is `photos`, a folder of images, an .npz or .npy file, shards:PATTERN (tar files), tiles:FOLDER (large TIFFs), or a torchvision name such
+as cifar10; @train and @test choose a split.
 
 ENCODER is a run's folder (RUN, RUN@teacher, RUN@step-1200, RUN@untrained), an exported folder or an ensemble's, timm:NAME, pixels, hog, colour,
 bow-sift or features:FILE.
@@ -45,7 +47,7 @@ def cli() -> None:
     """Give all verbs one root; its help is ``START``."""
 
 
-for verb in (data, recipes, plan, train, compare, transfer, evaluate, ensemble, embed, neighbours, export, report, demo):
+for verb in (data, pack, recipes, plan, train, compare, transfer, evaluate, ensemble, embed, neighbours, export, report, demo):
     cli.add_command(verb)
 alike(cli)
 
@@ -71,10 +73,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
     except OSError as error:
-        if error.filename is None:
-            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             leave(f"the disk is full ({(error.strerror or '').lower()}); nothing that was written before is lost, make room and go on", 1)
+        if error.filename is None:
+            raise
         path = Path(os.fsdecode(error.filename))
         path = {".tmp": path.parent, ".part": path.with_suffix("")}.get(path.suffix, path)  # names that a person never wrote
         leave(f"{path} cannot be used: {(error.strerror or str(error)).lower()}", 2)
@@ -84,10 +86,10 @@ def main() -> None:
             leave(str(error), code, getattr(error, "aloud", None))
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
             leave("out of memory; a smaller training.batch, views.size or backbone.name needs less", 1)
-        raise
-    finally:
         if str(error) == "Could not determine home directory.":  # of ~name, by pathlib
             leave("a path that begins with ~ names a user who does not exist here; write it out", 2)
+        raise
+    finally:
         if "gnothi.distributed" in sys.modules:
             sys.modules["gnothi.distributed"].stop()
 

@@ -14,6 +14,8 @@ import torch
 from gnothi.contracts import DataError, Pixels, Source
 from gnothi.data.duplicates import digest, exact_groups, near_groups, thumbnail
 from gnothi.data.folder import FolderSource
+from gnothi.data.shards import ShardSource
+from gnothi.data.tiles import TileSource
 from gnothi.randomness import generator
 
 STD_FLOOR = 1e-3
@@ -171,7 +173,7 @@ def _look(
 
     def look(row: int) -> _Look | DataError:
         try:
-            stored = source.form(row)[2].stored if isinstance(source, FolderSource) else None
+            stored = source.form(row)[2].stored if isinstance(source, FolderSource | ShardSource | TileSource) else None
             image = source.image(row).numpy()
         except DataError as error:
             return error

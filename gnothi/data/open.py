@@ -1,4 +1,4 @@
-"""A name becomes a source: ``photos``, a folder, ``x.npz``, ``x.npy``, ``cifar10@test``."""
+"""A name becomes a source: ``photos``, a folder, ``x.npz``, ``x.npy``, ``shards:PATTERN``, ``tiles:FOLDER``, ``cifar10@test``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from gnothi.data.arrays import array_splits, open_arrays
 from gnothi.data.decode import EXTENSIONS
 from gnothi.data.folder import folder_splits, open_folder
 from gnothi.data.forms import TYPES
+from gnothi.data.index import Wanted
 from gnothi.data.labels import attach, read_table
 from gnothi.data.photos import photo_tiles
+from gnothi.data.shards import PREFIX as SHARDS
+from gnothi.data.shards import open_shards, shard_splits
+from gnothi.data.tiles import PREFIX as TILES
+from gnothi.data.tiles import SIDE, Cut, TileSource, open_tiles
 from gnothi.data.torchvision_sets import SETS, open_set
 
 ARRAYS = (".npz", ".npy")
+PHOTO_TILE = 32
+"""Side of the tiles of ``photos``, where nobody says otherwise."""
 
 
 class DataSpec(Spec):
@@ -27,9 +34,10 @@ class DataSpec(Spec):
     labels: str | None = None
     """A CSV with labels or groups; its first column holds file names or paths relative to the folder."""
     label_column: str | None = None
-    """The column of ``data.labels`` that holds the class; by default the one called label or class."""
+    """The column of ``data.labels``, or the field of a shard's .json, that holds the class; by default the one called label, class or target."""
     group_column: str | None = None
-    """The column of ``data.labels`` that holds the group (patient, slide, site), which no split divides; by default the one called group."""
+    """The column of ``data.labels``, or the field of a shard's .json, that holds the group (patient, slide, site), which no split divides; by default
+    the one called group, patient, slide or site."""
     channels: int | None = Field(default=None, ge=1)
     """Channels of every image of a folder; by default those that most files have (docs/data.md says what is converted, and how)."""
     dtype: Literal["uint8", "uint16", "float32"] | None = None
@@ -37,11 +45,21 @@ class DataSpec(Spec):
     axes: Literal["NHW", "NHWC", "NCHW"] | None = None
     """Layout of arrays, where their shape does not say it."""
     root: str = "~/.cache/gnothi/data"
-    """Where torchvision's data sets lie."""
+    """Where torchvision's data sets and copies of remote shards lie."""
     download: bool = False
-    """Whether a torchvision data set that is not there may be downloaded."""
-    tile: int = Field(default=32, ge=4)
-    """Side of the tiles of ``photos``, pixels."""
+    """Whether a torchvision data set that is not there may be downloaded; shards with a URL are then copied once, and read from the copy."""
+    member: str | None = None
+    """Which member of a shard's sample is the image, by its ending, such as ``seg.png``; by default the only one with an ending of images."""
+    window: int | None = Field(default=None, ge=1)
+    """Shuffle shards, and images in windows of so many: reads stay close together. By default every epoch is one shuffle of all images."""
+    tile: int | None = Field(default=None, ge=4)
+    """Side of tiles, pixels; by default 32 of ``photos`` and 256 of ``tiles:``."""
+    overlap: int = Field(default=0, ge=0)
+    """Pixels that neighbouring tiles of ``tiles:`` share."""
+    pages: str | None = None
+    """Which images of a TIFF file ``tiles:`` cuts, counted from 0, such as "0,2-5"; by default those of its first series."""
+    level: int = Field(default=0, ge=0)
+    """Which level of the files' pyramids ``tiles:`` cuts; 0 is the full resolution."""
     per_class: int = Field(default=250, ge=1)
     """Training tiles of each photograph."""
     per_class_test: int = Field(default=60, ge=1)
@@ -56,7 +74,8 @@ def open(name: str, *, settings: DataSpec = DataSpec(), split: str | None = None
     """Open images by name.
 
     Args:
-        name: ``photos``, a folder, an ``.npz`` or ``.npy``, or a torchvision data set, with ``@train`` or ``@test`` where there are splits.
+        name: ``photos``, a folder, an ``.npz`` or ``.npy``, ``shards:PATTERN``, ``tiles:FOLDER_OR_FILE``, or a torchvision data set, with ``@train``
+            or ``@test`` where there are splits.
         settings: what the name leaves open.
         split: used where the name has no ``@``; by default the one for training, or everything where there are no splits.
 
@@ -70,14 +89,19 @@ def open(name: str, *, settings: DataSpec = DataSpec(), split: str | None = None
         raise DataError(_no_such_split(name, wanted, known))
     source = _open(name, settings, (wanted or known[0]) if known else None)
     if settings.channels not in (None, source.channels):
-        raise SettingError(f"data.channels converts the images of folders only; {name} has {source.channels} channels, got {settings.channels}")
+        raise SettingError(
+            f"data.channels converts the images of folders and shards only; {name} has {source.channels} channels, got {settings.channels}"
+        )
     if settings.dtype is not None and TYPES[settings.dtype] != source.dtype:
         raise SettingError(
-            f"data.dtype converts the images of folders only; {name} is {str(source.dtype).removeprefix('torch.')}, got {settings.dtype}"
+            f"data.dtype converts the images of folders and shards only; {name} is {str(source.dtype).removeprefix('torch.')}, got {settings.dtype}"
         )
     if settings.labels is not None:
-        attached = attach(source, read_table(Path(settings.labels).expanduser(), settings.label_column, settings.group_column))
-        source.notes = attached.notes(settings.labels)
+        table = read_table(Path(settings.labels).expanduser(), settings.label_column, settings.group_column)
+        attached = attach(source.files if isinstance(source, TileSource) else source, table)
+        if isinstance(source, TileSource):
+            source.inherit()
+        source.notes = (*source.notes, *attached.notes(settings.labels))
     return source
 
 
@@ -91,6 +115,13 @@ def splits(name: str, settings: DataSpec = DataSpec()) -> tuple[str, ...]:  # no
     path = Path(name).expanduser()
     if name == "photos":
         return ("train", "test")
+    if name.startswith(SHARDS):
+        return shard_splits(name.removeprefix(SHARDS))
+    if name.startswith(TILES):
+        path = Path(name.removeprefix(TILES)).expanduser()
+        if not path.exists():
+            raise DataError(_no_such_data(name.removeprefix(TILES), path))
+        return folder_splits(path) if path.is_dir() else ()
     if name in SETS:
         return tuple(SETS[name][1])
     if path.is_dir():
@@ -103,14 +134,22 @@ def splits(name: str, settings: DataSpec = DataSpec()) -> tuple[str, ...]:  # no
 def divide(name: str) -> tuple[str, str | None]:
     """Take ``@train`` off a name; a path that exists as it is written is left alone."""
     front, at, back = name.rpartition("@")
-    return (front, back) if at and front and not Path(name).expanduser().exists() else (name, None)
+    path = name.removeprefix(SHARDS).removeprefix(TILES)
+    named = at and front and not set("/.*{") & set(back) if path != name else at and front
+    return (front, back) if named and not Path(path).expanduser().exists() else (name, None)
 
 
 def _open(name: str, settings: DataSpec, split: str | None) -> Source:
     path = Path(name).expanduser()
     if name == "photos":
         count = settings.per_class if split == "train" else settings.per_class_test
-        return photo_tiles(split or "train", settings.tile, count, settings.tile_seed)
+        return photo_tiles(split or "train", settings.tile or PHOTO_TILE, count, settings.tile_seed)
+    if name.startswith(SHARDS):
+        wanted = Wanted(settings.member, settings.label_column, settings.group_column)
+        return open_shards(name.removeprefix(SHARDS), split, wanted, settings.root, settings.download, settings.channels, settings.dtype)
+    if name.startswith(TILES):
+        cut = Cut(settings.tile or SIDE, settings.overlap, settings.pages, settings.level)
+        return open_tiles(name.removeprefix(TILES), split, cut, settings.channels, settings.dtype)
     if name in SETS:
         return open_set(name, split, settings.root, settings.download)
     if path.is_dir():

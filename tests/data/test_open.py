@@ -60,9 +60,9 @@ def test_the_split_in_the_name_comes_first():
 
 
 def test_settings_that_convert_folders_are_refused_elsewhere(place):
-    with pytest.raises(SettingError, match="data.channels converts the images of folders only"):
+    with pytest.raises(SettingError, match="data.channels converts the images of folders and shards only"):
         open_data(str(place / "cells.npy"), settings=DataSpec(channels=3))
-    with pytest.raises(SettingError, match="data.dtype converts the images of folders only"):
+    with pytest.raises(SettingError, match="data.dtype converts the images of folders and shards only"):
         open_data(str(place / "cells.npy"), settings=DataSpec(dtype="uint16"))
 
 

@@ -1,0 +1,359 @@
+import io
+import json
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from gnothi.contracts import DataError
+from gnothi.data import DataSpec, Subset, inspect, splits
+from gnothi.data import open as open_data
+from gnothi.data.shards import braces
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GNOTHI_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "shards"
+
+
+def file(value, ending="png", mode="L", size=(9, 8)):
+    buffer = io.BytesIO()
+    Image.new(mode, size, value).save(buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(ending, ending.upper()))
+    return buffer.getvalue()
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def write(path, members, **more):
+    """A tar file of names and bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, more.pop("mode", "w"), **more) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def names(source):
+    return [source.name(row) for row in range(len(source))]
+
+
+def uneven(folder, endings=("png", "jpg", "webp", "tif", "bmp")):
+    """Three shards of 5, 1 and 7 samples in as many forms; classes by number and name; what is seen is the value of the pixels."""
+    at, values = 0, []
+    for shard, n in enumerate((5, 1, 7)):
+        members = []
+        for _ in range(n):
+            ending, value = endings[at % len(endings)], 10 * at
+            members.append((f"d/{at:03d}.{ending}", file(value, ending)))
+            members.append((f"d/{at:03d}.cls", str(at % 3).encode()))
+            members.append((f"d/{at:03d}.json", json.dumps({"label": "abc"[at % 3], "site": f"s{at % 2}", "x": [1]}).encode()))
+            values.append(value)
+            at += 1
+        write(folder / f"part-{shard:02d}.tar", members)
+    return values
+
+
+# ---- against webdataset --------------------------------------------------------------------------
+def theirs(paths):
+    """The samples that webdataset makes of some files, and each one's file. Its own pipeline leaves files open."""
+    for path in paths:
+        with open(path, "rb") as stream:
+            for sample in group_by_keys({**member, "__url__": str(path)} for member in tar_file_iterator(stream)):
+                yield {k: v for k, v in sample.items() if k != "__local_path__"}
+
+
+def test_every_sample_is_the_one_that_webdataset_reads(tmp_path):
+    uneven(tmp_path)
+    source = open_data(f"shards:{tmp_path}/part-{{00..02}}.tar")
+    samples = list(theirs(sorted(tmp_path.glob("*.tar"))))
+    assert len(source) == len(samples) == 13
+    for row, sample in enumerate(samples):
+        ending = next(e for e in ("png", "jpg", "webp", "tif", "bmp") if e in sample)
+        assert source.name(row) == f"{os.path.basename(sample['__url__'])}/{sample['__key__']}.{ending}"
+        assert source.stored(row) == (ending, sample[ending])
+        decoded = np.asarray(Image.open(io.BytesIO(sample[ending])).convert("RGB"))
+        assert np.array_equal(source.image(row).numpy(), decoded.transpose(2, 0, 1)) and source.shape(row) == decoded.shape[:2]
+        assert source.label(row) == int(sample["cls"]) and source.classes[source.label(row)] == json.loads(sample["json"])["label"]
+        assert source.group(row) == json.loads(sample["json"])["site"]
+
+
+NAMES = st.lists(st.text("ab./_-", min_size=1, max_size=8).filter(lambda n: not n.endswith("/") and "//" not in n), unique=True, max_size=8)
+
+
+@given(NAMES)
+def test_names_are_parted_into_samples_as_webdataset_parts_them(tmp_path_factory, found):
+    folder = tmp_path_factory.mktemp("names")
+    members = [(name + ".png", file(i)) for i, name in enumerate(found)]
+    path = write(folder / "a.tar", members)
+    try:
+        samples = [{k: v for k, v in s.items() if k in ("__key__", "png") or not k.startswith("__")} for s in theirs([path])]
+        images = [["png"] if "png" in s else [e for e in s if e.rpartition(".")[2] == "png"] for s in samples]
+        assert all(len(found) < 2 for found in images)
+    except (ValueError, AssertionError):  # an ending twice, or several images in a sample: ours says which
+        with pytest.raises(DataError, match="twice|several images"):
+            open_data(f"shards:{path}")
+        return
+    expected = [f"a.tar/{s['__key__']}.{found[0]}" for s, found in zip(samples, images, strict=True) if found]
+    if not expected:
+        with pytest.raises(DataError, match="holds no images"):
+            open_data(f"shards:{path}")
+        return
+    assert names(open_data(f"shards:{path}")) == expected
+
+
+# ---- patterns ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a-{000..003}.tar", ["a-000.tar", "a-001.tar", "a-002.tar", "a-003.tar"]),
+        ("{9..11}", ["9", "10", "11"]),
+        ("{08..10}", ["08", "09", "10"]),
+        ("{3..1}", ["3", "2", "1"]),
+        ("{a,b}-{0..1}", ["a-0", "a-1", "b-0", "b-1"]),
+        ("{x}{}", ["{x}{}"]),
+        ("{x}-{1..2}", ["{x}-1", "{x}-2"]),
+    ],
+)
+def test_braces_mean_what_they_mean_to_a_shell(text, expected):
+    assert braces(text) == expected
+
+
+def test_a_pattern_for_too_many_files_is_refused_before_they_are_listed():
+    for text in ("{0..999999999}", "{0..999}-{0..999}-{0..999}"):
+        with pytest.raises(DataError, match="more than 100,000"):
+            braces(text)
+
+
+def test_braces_globs_folders_and_lists_name_the_same_shards_in_natural_order(tmp_path):
+    for i in (2, 10, 1):
+        write(tmp_path / f"p{i}.tar", [(f"{i}.png", file(i))])
+    expected = ["p1.tar/1.png", "p2.tar/2.png", "p10.tar/10.png"]
+    for pattern in (f"{tmp_path}", f"{tmp_path}/p*.tar", f"{tmp_path}/p{{1,2,10}}.tar", f"{tmp_path}/p1.tar::{tmp_path}/p2.tar::{tmp_path}/p10.tar"):
+        assert names(open_data(f"shards:{pattern}")) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{}/part-00.tax", r"part-00.tax: no such file; did you mean .*part-00.tar\?$"),
+        ("{}/part-{{00..05}}.tar", r"part-03.tar and 2 more of 6: no such file"),
+        ("{}/x*.tar", r"x\*.tar: no file matches$"),
+        ("{}/empty", "holds no .tar files; gnothi pack FOLDER --out DIR makes them"),
+        ("s3://b/a.tar", "shards are files or http:// and https:// URLs; copy others to the disk first"),
+        ("pipe:rm -r x", "shards are files or http:// and https:// URLs"),
+        ("http://host/*.tar", "a server does not list its files; write their numbers"),
+        ("{}@test", "has no splits; give the test data by its own name"),
+    ],
+)
+def test_a_pattern_that_names_nothing_says_the_nearest_right_thing(tmp_path, pattern, message):
+    uneven(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=message) as caught:
+        open_data("shards:" + pattern.format(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_called_train_and_test_are_splits(tmp_path):
+    write(tmp_path / "train" / "a.tar", [("1.png", file(1)), ("2.png", file(2))])
+    write(tmp_path / "test" / "a.tar", [("3.png", file(3))])
+    assert splits(f"shards:{tmp_path}") == ("train", "test")
+    assert len(open_data(f"shards:{tmp_path}")) == 2 and names(open_data(f"shards:{tmp_path}@test")) == ["a.tar/3.png"]
+
+
+# ---- samples -------------------------------------------------------------------------------------
+def test_the_image_is_the_member_asked_for(tmp_path):
+    path = write(tmp_path / "a.tar", [("1.jpg", file(1, "jpg")), ("1.seg.png", file(2)), ("2.jpg", file(3, "jpg")), ("2.seg.png", file(4))])
+    assert names(open_data(f"shards:{path}")) == ["a.tar/1.jpg", "a.tar/2.jpg"]
+    asked = open_data(f"shards:{path}", settings=DataSpec(member="seg.png"))
+    assert names(asked) == ["a.tar/1.seg.png", "a.tar/2.seg.png"] and (asked.image(1) == 4).all()
+    path = write(tmp_path / "b.tar", [("1.jpg", file(1, "jpg")), ("1.png", file(2))])
+    with pytest.raises(DataError, match=r"b.tar 1 has several images \(jpg, png\); say which one with data.member, such as data.member=jpg"):
+        open_data(f"shards:{path}")
+
+
+def test_arrays_keep_their_type_and_channels(tmp_path):
+    deep = np.arange(6 * 7 * 5, dtype=np.uint16).reshape(6, 7, 5) * 300
+    path = write(tmp_path / "a.tar", [("1.npy", npy(deep)), ("2.npy", npy(deep[::-1]))])
+    source = open_data(f"shards:{path}")
+    assert (source.channels, source.dtype) == (5, torch.uint16) and source.shape(0) == (6, 7)
+    assert np.array_equal(source.image(1).numpy(), deep[::-1].transpose(2, 0, 1))
+
+
+def test_arrays_of_objects_are_never_unpickled(tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    path = write(tmp_path / "a.tar", [("1.png", file(1)), ("2.npy", buffer.getvalue())])
+    with pytest.raises(DataError, match="^a.tar/2.npy: cannot be read: Object arrays cannot be loaded when allow_pickle=False"):
+        open_data(f"shards:{path}").image(1)
+
+
+@pytest.mark.parametrize(
+    ("members", "classes", "labels"),
+    [
+        ([("1.cls", b"2"), ("2.cls", b"0\n"), (None, b"")], ("0", "1", "2"), [2, 0, -1]),
+        ([("1.cls", b"dog"), ("2.cls", b"cat10"), ("3.cls", b"cat9")], ("cat9", "cat10", "dog"), [2, 1, 0]),
+        ([("1.json", b'{"label": "b"}'), ("2.json", b'{"label": 7}'), ("3.json", b"[]")], ("7", "b"), [1, 0, -1]),
+        ([("1.json", b'{"target": "b"}'), ("2.json", b"not json"), ("3.cls", b"\xff")], ("b",), [0, -1, -1]),
+        ([("1.json", b'{"x": 1}'), ("2.txt", b"caption"), (None, b"")], None, None),
+    ],
+)
+def test_labels_are_numbers_texts_or_fields(tmp_path, members, classes, labels):
+    rows = [[(f"{i}.png", file(i))] + [(n, d) for n, d in members if n and n.startswith(str(i))] for i in (1, 2, 3)]
+    source = open_data(f"shards:{write(tmp_path / 'a.tar', sum(rows, []))}")
+    assert source.classes == classes and (source.labels is None if labels is None else source.labels.tolist() == labels)
+
+
+def test_a_field_can_be_asked_for_and_numbers_that_two_names_share_are_named_by_the_texts(tmp_path):
+    rows = [
+        (f"{i}.{e}", d)
+        for i in range(4)
+        for e, d in (("png", file(i)), ("cls", b"0"), ("json", json.dumps({"label": "ab"[i % 2], "kind": i}).encode()))
+    ]
+    path = write(tmp_path / "a.tar", rows)
+    assert open_data(f"shards:{path}").labels.tolist() == [0, 1, 0, 1]
+    rows = [row for row in rows if not row[0].endswith("cls")]
+    path = write(tmp_path / "b.tar", rows)
+    assert open_data(f"shards:{path}", settings=DataSpec(label_column="kind")).classes == ("0", "1", "2", "3")
+
+
+def test_a_csv_finds_the_images_by_their_paths(tmp_path):
+    uneven(tmp_path / "s")
+    (tmp_path / "labels.csv").write_text("file,label\nd/001.jpg,x\n012.webp,y\n")
+    source = open_data(f"shards:{tmp_path / 's'}", settings=DataSpec(labels=str(tmp_path / "labels.csv")))
+    assert source.classes == ("x", "y") and source.labels.tolist() == [-1, 0, *[-1] * 10, 1]
+
+
+def test_samples_without_an_image_and_labels_that_cannot_be_read_are_told(tmp_path):
+    path = write(tmp_path / "a.tar", [("1.txt", b"x"), ("2.png", file(2)), ("2.json", b"{")])
+    assert open_data(f"shards:{path}").notes == (
+        "a.tar: 1 samples have no image, such as 1", "a.tar: 1 labels cannot be read, such as that of 2",
+    )  # fmt: skip
+    assert "note: a.tar: 1 samples have no image, such as 1" in inspect(open_data(f"shards:{path}")).lines()
+
+
+def test_links_and_paths_that_leave_the_folder_do_no_harm(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, kind in (("l.png", tarfile.SYMTYPE), ("h.png", tarfile.LNKTYPE), ("d.png", tarfile.DIRTYPE), ("c.png", tarfile.CHRTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+        for name in ("../../out.png", "/abs.png"):
+            member, data = tarfile.TarInfo(name), file(5)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    source = open_data(f"shards:{path}")
+    assert names(source) == ["a.tar/../../out.png", "a.tar//abs.png"] and (source.image(0) == 5).all()
+    assert [p for p in map(str, tmp_path.rglob("*")) if p not in before and "cache" not in p] == []
+
+
+# ---- broken samples and shards -------------------------------------------------------------------
+def test_one_broken_sample_is_named_and_the_others_stay(tmp_path):
+    path = write(tmp_path / "a.tar", [("1.png", file(1)), ("2.png", file(2)[:40]), ("3.png", b""), ("4.png", file(4))])
+    source = open_data(f"shards:{path}")
+    for row in (1, 2):
+        for act in (source.image, source.shape) if row == 2 else (source.image,):
+            with pytest.raises(DataError, match=f"^a.tar/{row + 1}.png: "):
+                act(row)
+    seen = inspect(source)
+    assert [b["name"] for b in seen.broken] == ["a.tar/2.png", "a.tar/3.png"] and seen.n == 4 and seen.stored == {"grey": 2}
+
+
+def test_a_shard_that_is_cut_at_any_byte_is_whole_or_refused_by_name(tmp_path):
+    whole = write(tmp_path / "a.tar", [("1.png", file(1)), ("2.png", file(2)), ("2.cls", b"1")]).read_bytes()
+    said = set()
+    for length in range(0, 4096, 23):
+        path = tmp_path / f"cut-{length}.tar"
+        path.write_bytes(whole[:length])
+        try:
+            source = open_data(f"shards:{path}")
+        except DataError as error:
+            said.add(str(error).partition("tar ")[2])
+            assert path.name in str(error) and "\n" not in str(error)
+            continue
+        for row in range(len(source)):
+            source.image(row)
+        assert len(source) == 1 + (length > 1024 + 512) and (source.labels is None or length > 3072)
+    assert any(one.startswith("is cut short in 2.png, after 1,") for one in said)
+
+
+def test_a_broken_header_between_samples_is_refused(tmp_path):
+    path = write(tmp_path / "a.tar", [("1.png", file(1)), ("2.png", file(2))])
+    data = bytearray(path.read_bytes())
+    at = data.index(b"2.png")
+    data[at + 10 : at + 200] = bytes(range(190))
+    path.write_bytes(bytes(data))
+    with pytest.raises(
+        DataError, match=r"a.tar is (broken at byte 1,024, where a header should stand|no whole tar file: .*); fetch or pack it again$"
+    ):
+        open_data(f"shards:{path}")
+
+
+@pytest.mark.parametrize(("mode", "what"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
+def test_a_compressed_shard_says_what_to_do(tmp_path, mode, what):
+    path = write(tmp_path / "a.tar", [("1.png", file(1))], mode=mode)
+    with pytest.raises(DataError, match=rf"a.tar is compressed \({what}\); images are read by their place in the file, so unpack it"):
+        open_data(f"shards:{path}")
+
+
+def test_a_sample_that_holds_an_ending_twice_is_refused(tmp_path):
+    path = write(tmp_path / "a.tar", [("1.png", file(1)), ("1.png", file(2))])
+    with pytest.raises(DataError, match="a.tar holds 1.png twice"):
+        open_data(f"shards:{path}")
+
+
+# ---- the index -----------------------------------------------------------------------------------
+def test_the_index_is_made_once_and_again_when_a_shard_changes_or_the_cache_is_broken(tmp_path, cache, monkeypatch, caplog):
+    from gnothi.data import shards
+
+    made, build = [], shards.build
+    monkeypatch.setattr(shards, "build", lambda *args: made.append(1) or build(*args))
+    uneven(tmp_path)
+    first = open_data(f"shards:{tmp_path}")
+    again = open_data(f"shards:{tmp_path}")
+    assert len(made) == 3 and first.fingerprint() == again.fingerprint() and first.labels.tolist() == again.labels.tolist()
+    assert len(list(cache.glob("*.npz"))) == 3 and not list(cache.glob(".*"))
+    write(tmp_path / "part-01.tar", [("x.png", file(1)), ("y.png", file(2))])
+    changed = open_data(f"shards:{tmp_path}")
+    assert len(made) == 4 and len(changed) == 14 and changed.fingerprint() != first.fingerprint()
+    for path in cache.glob("*.npz"):
+        path.write_bytes(path.read_bytes()[:-50])
+    assert open_data(f"shards:{tmp_path}").fingerprint() == changed.fingerprint() and len(made) == 7
+    assert "is broken" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GNOTHI_CACHE", str(tmp_path / "file"))
+    uneven(tmp_path)
+    assert len(open_data(f"shards:{tmp_path}")) == 13 and "cannot be kept" in caplog.text
+
+
+def test_a_source_survives_pickling_and_a_part_of_it_has_its_shapes(tmp_path):
+    values = uneven(tmp_path)
+    source = pickle.loads(pickle.dumps(Subset(open_data(f"shards:{tmp_path}"), [12, 0, 5])))
+    assert [int(source.image(row)[0, 0, 0]) for row in range(3)] == [values[12], 0, values[5]]
+    assert source.shape(1) == (8, 9) and source.name(2) == "part-01.tar/d/005.png"
+
+
+def test_a_shard_that_shrinks_under_an_open_source_is_named(tmp_path):
+    path = write(tmp_path / "a.tar", [("1.png", file(1)), ("2.png", file(2))])
+    source = open_data(f"shards:{path}")
+    path.write_bytes(path.read_bytes()[:1100])
+    with pytest.raises(DataError, match="^a.tar/2.png: is cut short: the shard is no longer as it was"):
+        source.image(1)
