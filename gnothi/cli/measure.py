@@ -176,6 +176,7 @@ def detect(frozen: bool, control: bool, repeats: int, images: int | None, annota
 @click.option("-k", type=int, help="Neighbours that vote; 20 by default.")
 @click.option("--temperature", type=float, help="A neighbour's vote is exp(similarity / temperature); 0.07 by default.")
 @click.option("--protocol", type=click.Choice(["logistic", "sgd"]), help="Of linear: logistic regression (default), or SGD with a sweep of rates.")
+@click.option("--pool", type=click.Choice(["max", "average"]), help="Blocks as grids of at most 9,600 numbers, as in papers' linear tables.")
 @click.option("--plot", metavar="FILE", help="Draw accuracy by block and by FLOPs into an .svg or .png file.")
 def layers(metrics: tuple[str, ...], plot: str | None, **common: Any) -> None:
     """Accuracy of every block of networks, before and after the final norm, and the FLOPs to get there.
@@ -187,7 +188,7 @@ def layers(metrics: tuple[str, ...], plot: str | None, **common: Any) -> None:
     from gnothi.training.progress import counted
 
     path = None if plot is None else check_picture(plot)
-    options = {k: common[k] for k in ("k", "temperature", "protocol") if common[k] is not None}
+    options = {k: common[k] for k in ("k", "temperature", "protocol", "pool") if common[k] is not None}
     options |= {"settings": data_settings(common["data"], common["assignments"]), "device": common["device"]}
     options |= {"metrics": metrics} if metrics else {}
     with counted("embedding", not common["as_json"]) as progress:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gnothi.contracts import Block, EncoderError, SettingError, Source, Want, did_you_mean
@@ -20,6 +21,9 @@ from gnothi.evaluate.run import OPTIONS, chosen, measure, split, vectors_of
 from gnothi.randomness import generator
 
 METRICS = ("knn", "linear")
+POOLS = ("max", "average")
+MOST = 9600
+"""Numbers of a block's grid, at most; linear tables of AlexNet's layers have 9,216 or 9,600 (arXiv 1807.05520)."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class Column:
     """One kind of vector of one block."""
 
     block: int
-    features: Literal["pooled", "final"]
-    """Before or after the backbone's final norm."""
+    features: Literal["pooled", "final", "max", "average"]
+    """One vector, before or after the backbone's final norm; or a grid, of maxima or of means over its cells."""
 
 
 class Blocks(Encoder):
@@ -36,12 +40,13 @@ class Blocks(Encoder):
 
     Args:
         encoder: whose blocks.
+        pool: "max" or "average": each block's patches on the finest square grid of at most ``MOST`` numbers. None: one vector a block.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, pool: str | None = None) -> None:
         if not isinstance(encoder, NetworkEncoder):
             raise EncoderError(f"{encoder.name} has no blocks to measure, it is not a network; a run, an exported folder and timm:NAME are")
-        self.inner, self.name, self.channels = encoder, encoder.name, encoder.channels
+        self.inner, self.name, self.channels, self.pool = encoder, encoder.name, encoder.channels, pool
         backbone: Any = encoder.backbone
         self.numbers = tuple(range(len(backbone.block_widths)))
         if not self.numbers:
@@ -49,11 +54,12 @@ class Blocks(Encoder):
         noise = torch.randn(2, encoder.channels, encoder.size, encoder.size, generator=generator(0, "blocks"))
         self.parts, self.dim = dict[Column, slice](), 0
         for number, block in self._blocks(noise).items():
-            for column in _columns(number, block):
-                self.parts[column] = slice(self.dim, self.dim + block.pooled.shape[1])
-                self.dim += block.pooled.shape[1]
+            for column in _columns(number, block) if pool is None else [Column(number, pool)]:  # type: ignore[arg-type]
+                width = (block.pooled if pool is None else gridded(block, pool)).shape[1]
+                self.parts[column] = slice(self.dim, self.dim + width)
+                self.dim += width
         self.flops = flops_to(backbone, encoder.channels, encoder.size)
-        self.fingerprint = f"{encoder.fingerprint}-blocks"
+        self.fingerprint = f"{encoder.fingerprint}-blocks" + ("" if pool is None else f"-{pool}-{MOST}")
 
     def prepare(self, images: Tensor) -> Tensor:
         """As the network's own."""
@@ -61,7 +67,7 @@ class Blocks(Encoder):
 
     @torch.inference_mode()
     def _blocks(self, prepared: Tensor) -> dict[int, Block]:
-        return self.inner.backbone(prepared.to(self.inner.device), Want(blocks=self.numbers)).blocks
+        return self.inner.backbone(prepared.to(self.inner.device), Want(patches=self.pool is not None, blocks=self.numbers)).blocks
 
     def encode(self, prepared: Tensor) -> Tensor:
         """[B, C, size, size] to the vectors of all columns, [B, dim]."""
@@ -71,6 +77,8 @@ class Blocks(Encoder):
 
     def _vector(self, blocks: dict[int, Block], column: Column) -> Tensor:
         """Where both kinds are one, it is the one that the network itself goes on to use."""
+        if self.pool is not None:
+            return gridded(blocks[column.block], self.pool)
         alone = Column(column.block, "final") not in self.parts
         return blocks[column.block].final if alone or column.features == "final" else blocks[column.block].pooled
 
@@ -92,12 +100,21 @@ def _columns(number: int, block: Block) -> list[Column]:
     return [Column(number, "pooled"), *([] if same else [Column(number, "final")])]
 
 
+def gridded(block: Block, how: str) -> Tensor:
+    """Patches on the finest square grid of at most ``MOST`` numbers, each cell the maximum or mean of the patches in it: [B, G x G x D]."""
+    assert block.patches is not None
+    maps = block.patches.mT.unflatten(2, block.grid)  # [B, D, rows, columns]
+    side = max(1, min(*block.grid, int((MOST / maps.shape[1]) ** 0.5)))
+    return (F.adaptive_max_pool2d if how == "max" else F.adaptive_avg_pool2d)(maps, side).flatten(1)
+
+
 def layers(
     encoders: Sequence[str | Encoder],
     data: str | Source,
     test: str | Source | None = None,
     *,
     metrics: Sequence[str] = METRICS,
+    pool: str | None = None,
     settings: DataSpec = DataSpec(),  # noqa: B008
     seed: int = 0,
     cache: str | None = None,
@@ -112,6 +129,7 @@ def layers(
         data: as for ``run``.
         test: as for ``run``.
         metrics: "knn", "linear" or both.
+        pool: "max" or "average": each block as a grid of at most 9,600 numbers, as in linear tables of papers. None: as one vector.
         settings: of the data, where it is named.
         seed: of every choice.
         cache: folder of the stored features; see ``encoders.features``.
@@ -121,7 +139,8 @@ def layers(
 
     Returns:
         A result for each encoder, block, kind of vector and metric, in this order. ``details`` hold ``block`` (from 0), ``blocks``, ``features``
-        ("pooled", before the final norm, or "final", after it, where the two differ), ``flops`` up to there and their ``share`` of the last block's.
+        ("pooled", before the final norm, or "final", after it, where the two differ; else ``pool``), ``flops`` up to there and their ``share`` of
+        the last block's.
         ``paired``, of all but the first encoder that have as many blocks, is the difference to the first one's same block.
 
     Raises:
@@ -130,7 +149,9 @@ def layers(
         EncoderError: an encoder is not a network, cannot be opened or does not take such images.
     """
     given = _options(metrics, options)
-    opened = [Blocks(load(e, device) if isinstance(e, str) else e) for e in encoders]
+    if pool not in (None, *POOLS):
+        raise SettingError(f"pool must be {' or '.join(POOLS)}, got {pool!r}; {did_you_mean(str(pool), POOLS)}")
+    opened = [Blocks(load(e, device) if isinstance(e, str) else e, pool) for e in encoders]
     rows = split(data, test, settings, seed)
     vectors = [(vectors_of(e, rows.train, cache, progress), vectors_of(e, rows.test, cache, progress)) for e in opened]
     found: dict[tuple[int, Column, str], Result] = {}

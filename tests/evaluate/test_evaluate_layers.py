@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from terminal import SMALL, gnothi, said
 from torch import Tensor, nn
 
-from gnothi.contracts import EncoderError, Pixels, SettingError
+from gnothi.contracts import EncoderError, Pixels, SettingError, Want
 from gnothi.data import ArraySource
 from gnothi.encoders import load
 from gnothi.encoders.network import NetworkEncoder
@@ -238,3 +239,33 @@ def test_the_command_prints_every_block_and_draws(tmp_path: Path) -> None:
         refused.code == 2
         and refused.err == "gnothi: pixels has no blocks to measure, it is not a network; a run, an exported folder and timm:NAME are\n"
     )
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("pool", ["max", "average"])
+def test_grids_are_the_finest_of_so_many_numbers_cell_by_cell(kind: str, pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["gnothi.evaluate.layers"], "MOST", 50)
+    e, images = encoder(kind), drawn(3).array
+    found = Blocks(e, pool)
+    vectors = found.embed(images)
+    with torch.inference_mode():
+        said = e.backbone(e.prepare(images), Want(patches=True, blocks=found.numbers)).blocks
+    for number, block in said.items():
+        rows, width = block.grid[0], block.patches.shape[2]
+        side = max(s for s in range(1, rows + 1) if s * s * width <= 50)
+        x = block.patches.view(3, rows, rows, width)
+        reach = [slice(i * rows // side, -(-(i + 1) * rows // side)) for i in range(side)]
+        cells = [x[:, a, b].flatten(1, 2) for a in reach for b in reach]
+        expected = torch.stack([c.amax(1) if pool == "max" else c.mean(1) for c in cells], 2).flatten(1)
+        torch.testing.assert_close(vectors[:, found.parts[Column(number, pool)]], expected)
+    assert found.fingerprint != Blocks(e).fingerprint and list(found.parts) == [Column(i, pool) for i in found.numbers]
+
+
+def test_grids_are_measured_as_vectors_are() -> None:
+    results = layers([encoder("resnet")], drawn(60), drawn(30, 1), metrics=["knn"], pool="average")
+    assert [(r.details["block"], r.details["features"]) for r in results] == [(i, "average") for i in range(3)]
+    x, y = (Blocks(encoder("resnet"), "average").embed(s.array) for s in (drawn(60), drawn(30, 1)))
+    part = Blocks(encoder("resnet"), "average").parts[Column(1, "average")]
+    assert results[1].value == predict(x[:, part], drawn(60).labels, y[:, part], drawn(30, 1).labels)[0].correct.mean()
+    with pytest.raises(SettingError, match="pool must be max or average, got 'mean'"):
+        layers([encoder("resnet")], drawn(60), pool="mean")
