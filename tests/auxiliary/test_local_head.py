@@ -30,6 +30,17 @@ def test_gradients_reach_the_backbone_and_the_token_head_and_nothing_else(name):
     assert expected - reached <= {n for n in expected if name in ("barlow", "vicreg") and n.endswith("bias")}
 
 
+def test_relations_teach_the_online_backbone_and_nothing_else():
+    """A shift of all tokens alike means nothing to centred kernels."""
+    for settings in ({"gram": 1.0}, {"kernel": 1.0}):
+        objective = beside("dino", match="none", **settings)
+        _, _, terms, _ = run(objective, crops("dino"))
+        sum(terms.values()).backward()
+        reached = {n for n, p in objective.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-12}
+        expected = {n for n, _ in objective.named_parameters() if n.startswith("method.backbone.")}
+        assert reached == expected - ({"method.backbone.norm.bias"} if "kernel" in settings else set())
+
+
 @pytest.mark.parametrize(("name", "chunk"), [("dino", 40), ("dino", 1 << 22), ("swav", 1 << 22), ("sinkhorn", 1 << 22)])
 def test_the_form_that_copies_no_targets_equals_the_plain_one(name, chunk, monkeypatch):
     """Value, carry and gradient of every parameter and token, in float64; a few prototypes at a time, and all at once."""

@@ -10,7 +10,7 @@ import oracles
 import pytest
 import torch
 import toys
-from oracles import plain
+from oracles import mean, plain
 from patched import beside, crops, diagonal, lies
 from torch import Tensor
 from toys import NAMES, TEACHERS, Feed, learner, method, parameters, same, step, views
@@ -186,3 +186,22 @@ def test_patches_learn_to_find_their_place(name):
     run.fit()
     after = diagnose(objective, feed(10_000), step())["local_precision"]
     assert after > before + 0.05
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_term_falls_below_what_can_be_had_without_looking(name):
+    """On one batch: below nine tenths of a guess where a guess has a number, else to a part of what it was."""
+    feed, found = Overlapping(b=16), []
+    with seeded(0, "term"):
+        base = method(name, momentum=0.9) if name in TEACHERS else method(name)
+        objective = Objective(base, {"local": Local(base, LocalSpec(weight=1.0))}).float()
+    trained = learner(objective, lambda _: feed(0), total=60, optimiser={"name": "adamw", "lr": 0.01}, training={"log_every": "5 steps"})
+    trained.journal.write = lambda kind, step, seconds, line: found.append(line["terms"]["local"]) if kind == "train" else None
+    trained.fit()
+    drawn = objective.draw(feed(0), step())
+    encodings = [objective.method.backbone(i, Want(patches=True)) for i in drawn.images]
+    kept = mean([objective.auxiliaries["local"].partners(drawn, encodings, encodings, v, 1 - v)[0].weight.double().mean().item() for v in (0, 1)])
+    patches = 16 * encodings[0].patches.shape[1]
+    guess = {"simclr": math.log(2 * patches - 1), "moco": 0.4 * math.log(patches), "dino": math.log(11), "swav": math.log(9), "byol": 2.0}
+    below = {k: 0.9 * kept * v for k, v in guess.items()} | {"simsiam": -0.5 * kept, "barlow": 0.5 * found[0], "vicreg": 0.8 * found[0]}
+    assert found[-1] < below[name]
