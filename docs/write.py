@@ -77,7 +77,7 @@ def files() -> str:
     for path in sorted(ROOT.glob("gnothi/**/*.py"), key=lambda p: (str(p.parent), p.name)):
         about = re.match(r'r?"""(.+?)(?:"""|\n)', path.read_text(), re.S)
         if path.name != "__init__.py" and about:
-            lines.append(f"{path.relative_to(ROOT)!s:<34}{about[1].strip()}")
+            lines.append(f"{path.relative_to(ROOT)!s:<33} {about[1].strip()}")
     return "\n".join(["```", *lines, "```"])
 
 
