@@ -1,13 +1,22 @@
-"""Ensembles on CIFAR-10 and in transfer: every combiner beside every member, over seeds; steps, one member alone, and the ablation grid.
+"""Ensembles on CIFAR-10 and in transfer: every combiner beside every member, over seeds; powers of the spectrum, steps, and the ablation grid.
 
-    python -m experiments.ensemble [ARM ...] [--data FOLDER] [--out FOLDER] [--epochs N] [--a-class N] [--seeds N] [--threads N] [--transfer DATA ...]
-                                   [--results FILE]
+    python -m experiments.ensemble [ARM ...] [--judge holdout|test] [--data FOLDER] [--members FOLDER] [--out FOLDER] [--epochs N] [--a-class N]
+                                   [--seeds N] [--threads N] [--transfer DATA ...] [--results FILE]
 
-FOLDER holds train.npz and test.npz with `images` and `labels`. Members are micro ResNets, trained where --out does not hold them yet: SimCLR, BYOL,
-VICReg and SimCLR with rotation, a seed each, and SimCLR with further seeds. An arm is table/SET/METRIC/K/SEED (SET: mixed, seeds, alone or crafted),
-steps/SEED, grid/NAME/SEED or transfer/DATA/SEED (a ":" in DATA stands for "/"); by default all. Combiners are fitted on training images only; arms
-are measured on the test split, so no default may be chosen by them. Resumable: what stands in the results is not run again. With 20 epochs, training
-takes about ten minutes a member on one core.
+FOLDER of --data holds train.npz and test.npz with `images` and `labels`. Members are micro ResNets: SimCLR, BYOL, VICReg and SimCLR with rotation, a
+seed each, and SimCLR with further seeds, in folders METHOD-SEED. They are looked for in --members (where experiments.cifar_methods keeps its runs),
+then in --out, where they are trained if they are in neither. An arm is
+    table/SET/METRIC/K/SEED     every combiner; SET is mixed, seeds, alone or crafted, METRIC knn or linear (K is then 0)
+    sweep/METRIC/K/SEED         powers of PCA: of each member alone, and of all together
+    length/METRIC/K/SEED        powers of PCA of one run after each tenth of its training
+    steps/SEED                  steps of the descent
+    grid/NAME/SEED              the descent, one setting changed
+    student/SEED                a feed-forward student of the ensemble, and one with a head a member
+    transfer/DATA/SEED          maps of CIFAR-10 on other images (a ":" in DATA stands for "/")
+by default all. With --judge holdout an arm is measured on a fifth of the *training* images, to which no combiner is fitted (members, and students
+with their ensemble, have seen them without labels): what defaults are chosen by, in results of its own (ARM@holdout). With --judge test, the default,
+it is measured on the test split: the final table, by which nothing may be chosen.
+Resumable: what stands in the results is not run again. With 20 epochs, training takes about ten minutes a member on one core.
 """
 
 from __future__ import annotations
@@ -27,7 +36,9 @@ from gnothi.data import DataSpec
 from gnothi.encoders import load
 from gnothi.evaluate.run import split, vectors_of
 from gnothi.pretrain import train
+from gnothi.training import checkpoint
 from gnothi.training.checkpoint import write_text
+from gnothi.transfer import TransferSpec, transfer
 
 MIXED: dict[str, dict[str, Any]] = {
     "simclr": {"method": {"name": "simclr"}},
@@ -58,19 +69,26 @@ GRID: dict[str, dict[str, Any]] = {
 class Study:
     images: Path
     """An .npz of the images that train and those that test."""
+    found: Path
+    """Where members may lie that others have trained."""
     out: Path
     results: Path
     epochs: float
     threads: int
+    judge: str
 
     def member(self, name: str, seed: int) -> str:
-        folder = self.out / f"{name}-{seed}"
-        if not (folder / "verdict.json").exists():
-            training = {"epochs": self.epochs, "threads": self.threads, "evaluate_every": "100%"}
+        there = self.found / f"{name}-{seed}"
+        return str(there) if finished(there) else self.trained(f"{name}-{seed}", name, seed)
+
+    def trained(self, folder: str, name: str, seed: int, **more: Any) -> str:
+        out = self.out / folder
+        if not finished(out):
+            training = {"epochs": self.epochs, "threads": self.threads, "evaluate_every": "100%", **more}
             chosen = {"seed": seed, **MIXED[name], "training": training, "backbone": {"name": "micro-resnet"}, "data": {"holdout": 0}}
-            begun = (folder / "spec.json").exists()
-            train(f"{self.images}@train", out=folder, settings=None if begun else chosen, resume=begun)
-        return str(folder)
+            begun = (out / "spec.json").exists()
+            train(f"{self.images}@train", out=out, settings=None if begun else chosen, resume=begun)
+        return str(out)
 
     def members(self, kind: str, seed: int) -> list[str]:
         if kind == "seeds":
@@ -80,21 +98,28 @@ class Study:
         return [self.member(name, seed) for name in MIXED] + (["hog", "colour"] if kind == "crafted" else [])
 
     # ---- the arms
-    def table(self, kind: str, metric: str, k: str, seed: str) -> list[dict[str, Any]]:
-        protocol = {"k": int(k), "temperature": 0.1} if metric == "knn" else {}
-        found = ensemble.compare(
-            self.members(kind, int(seed)),
-            f"{self.images}@train",
-            f"{self.images}@test",
-            kind=metric,
-            protocol=protocol,
-            seed=int(seed),
-            cache=self.cache,
-        )
+    def compared(self, members: list[str], metric: str, k: int, seed: int, combiners: tuple[str, ...] = ensemble.ALL) -> list[dict[str, Any]]:
+        """The results of ``gnothi ensemble compare`` on the images that judge."""
+        train, test = self.judged
+        protocol = {"k": k, "temperature": 0.1} if metric == "knn" else {}
+        found = ensemble.compare(members, train, test, combiners, kind=metric, protocol=protocol, seed=seed, cache=self.cache)
         return [shown(r) for r in found]
 
+    def table(self, kind: str, metric: str, k: str, seed: str) -> list[dict[str, Any]]:
+        return self.compared(self.members(kind, int(seed)), metric, int(k), int(seed))
+
+    def sweep(self, metric: str, k: str, seed: str) -> list[dict[str, Any]]:
+        members = self.members("mixed", int(seed))
+        sets = {Path(m).name: [m] for m in members} | {"together": members}
+        return [{"of": name, **r} for name, own in sets.items() for r in self.compared(own, metric, int(k), int(seed), ("pca",))]
+
+    def length(self, metric: str, k: str, seed: str) -> list[dict[str, Any]]:
+        run = self.trained(f"simclr-{seed}-kept", "simclr", int(seed), checkpoint_every="10%", keep=1000)
+        steps = [checkpoint.step_of(path) for path in checkpoint.list_of(Path(run))]
+        return [{"step": step, **r} for step in steps for r in self.compared([f"{run}@step-{step}"], metric, int(k), int(seed), ("pca",))]
+
     def steps(self, seed: str) -> list[dict[str, Any]]:
-        features, rows = self.features(self.members("mixed", int(seed)), f"{self.images}@train", f"{self.images}@test")
+        features, rows = self.features(self.members("mixed", int(seed)), *self.judged)
         made = ensemble.fit(features[0], "descent", seed=int(seed))
         found = []
         for steps in STEPS:
@@ -105,18 +130,35 @@ class Study:
         return found
 
     def grid(self, name: str, seed: str) -> list[dict[str, Any]]:
-        features, rows = self.features(self.members("mixed", int(seed)), f"{self.images}@train", f"{self.images}@test")
+        features, rows = self.features(self.members("mixed", int(seed)), *self.judged)
         made = ensemble.fit(features[0], "descent", seed=int(seed), **GRID[name])
         x, y = (made.transform(part) for part in features)
         measured = shown(evaluate.knn(x, rows.train.labels, y, rows.test.labels, 200, 0.1))
         return [{**measured, "exponent": made.record["exponent"], "seconds": made.record["seconds"], "loss": made.record["loss_by_member"]}]
 
+    def student(self, seed: str) -> list[dict[str, Any]]:
+        """Of the ensemble's own vectors, and of all members with a head each; beside members and ensemble."""
+        members, folder = self.members("mixed", int(seed)), str(self.out / f"together-{seed}")
+        ensemble.make(members, f"{self.images}@train", folder, seed=int(seed), cache=self.cache)
+        settings = {"seed": int(seed), "training": {"epochs": self.epochs, "threads": self.threads, "evaluate_every": "100%"}}
+        runs = []
+        for name, teachers in (("student", [folder]), ("student-heads", members)):
+            out, spec = self.out / f"{name}-{seed}", TransferSpec(loss="regression")
+            if not finished(out):
+                data = f"{self.images}@train"
+                transfer(teachers, data, out=out, student="micro-resnet", spec=spec, settings=settings, cache=self.cache, resume=True)
+            runs.append(str(out))
+        train, test = self.judged
+        found = evaluate.run("knn", [folder, *runs, *members], train, test, k=200, temperature=0.1, cache=self.cache)
+        return [shown(r) for r in found]
+
     def transfer(self, data: str, seed: str) -> list[dict[str, Any]]:
         """Maps of CIFAR-10, frozen, on other images; and the same combiners fitted to those."""
         data, members = data.replace(":", "/"), self.members("mixed", int(seed))
-        source, _ = self.features(members, f"{self.images}@train", f"{self.images}@test")
-        target, rows = self.features(members, data, None)
-        found = [{**shown(r), "maps": "fitted to the target"} for r in ensemble.compare(members, data, seed=int(seed), cache=self.cache)]
+        judged = data if self.judge == "test" or data.endswith("@train") else f"{data}@train"
+        source, _ = self.features(members, *self.judged)
+        target, rows = self.features(members, judged, None)
+        found = [{**shown(r), "maps": "fitted to the target"} for r in ensemble.compare(members, judged, seed=int(seed), cache=self.cache)]
         for combiner in ensemble.ALL:
             for settings in [{"power": p} for p in (0.0, 0.25, 0.5, 1.0)] if combiner == "pca" else [{}]:
                 made = ensemble.fit(source[0], combiner, seed=int(seed), **settings)
@@ -125,6 +167,11 @@ class Study:
         return found
 
     # ---- what they share
+    @property
+    def judged(self) -> tuple[str, str | None]:
+        """What trains and what asks: without a test split, a part of the training images is held out by class."""
+        return f"{self.images}@train", f"{self.images}@test" if self.judge == "test" else None
+
     @property
     def cache(self) -> str:
         return str(self.out / "features")
@@ -135,13 +182,13 @@ class Study:
         return [[vectors_of(e, part, self.cache, None) for e in opened] for part in (rows.train, rows.test)], rows
 
     def run(self, arm: str) -> None:
-        done = known(self.results)
-        if arm in done:
+        done, key = known(self.results), arm if self.judge == "test" else f"{arm}@{self.judge}"
+        if key in done:
             return
         began, (kind, *rest) = time.monotonic(), arm.split("/")
         found = getattr(self, kind)(*rest)
-        write_text(self.results, json.dumps(done | {arm: found}, indent=1) + "\n")
-        print(f"{arm}: {len(found)} results after {time.monotonic() - began:.0f} s", flush=True)
+        write_text(self.results, json.dumps(known(self.results) | {key: found}, indent=1) + "\n")
+        print(f"{key}: {len(found)} results after {time.monotonic() - began:.0f} s", flush=True)
 
 
 def shown(result: evaluate.Result) -> dict[str, Any]:
@@ -149,6 +196,10 @@ def shown(result: evaluate.Result) -> dict[str, Any]:
     return row | {
         k: result.details[k] for k in ("width", "exponent", "seconds", "seconds_an_image", "paired", "paired_concatenation") if k in result.details
     }
+
+
+def finished(run: Path) -> bool:
+    return (run / "verdict.json").exists()
 
 
 def known(results: Path) -> dict[str, Any]:
@@ -169,7 +220,8 @@ def write_images(data: Path, path: Path, a_class: int) -> None:
 def arms(seeds: int, transfer: list[str]) -> list[str]:
     measures = (("knn", 20), ("knn", 200), ("linear", 0))
     tables = [f"table/{kind}/{metric}/{k}/{s}" for kind in SETS for metric, k in measures for s in range(seeds)]
-    rest = [f"steps/{s}" for s in range(seeds)] + [f"grid/{name}/{s}" for name in GRID for s in range(seeds)]
+    tables += [f"{kind}/{metric}/{k}/{s}" for kind in ("sweep", "length") for metric, k in measures for s in range(seeds)]
+    rest = [f"{kind}/{s}" for kind in ("steps", "student") for s in range(seeds)] + [f"grid/{name}/{s}" for name in GRID for s in range(seeds)]
     return tables + rest + [f"transfer/{data.replace('/', ':')}/{s}" for data in transfer for s in range(seeds)]
 
 
@@ -177,6 +229,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", metavar="ARM")
     parser.add_argument("--data", type=Path, default=Path("data/cifar10"))
+    parser.add_argument("--judge", choices=("holdout", "test"), default="test")
+    parser.add_argument("--members", type=Path, default=Path("runs/cifar-methods"))
     parser.add_argument("--out", type=Path, default=Path("runs/ensemble"))
     parser.add_argument("--epochs", type=float, default=20)
     parser.add_argument("--a-class", type=int, default=1000)
@@ -190,7 +244,7 @@ def main() -> None:
     images = given.out / f"cifar-{given.a_class}.npz"
     if not images.exists():
         write_images(given.data, images, given.a_class)
-    study = Study(images, given.out, given.results, given.epochs, given.threads)
+    study = Study(images, given.members, given.out, given.results, given.epochs, given.threads, given.judge)
     for arm in given.arms or arms(given.seeds, given.transfer):
         study.run(arm)
 

@@ -11,7 +11,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from gnothi.contracts import DataError, SettingError
+from gnothi.data import ArraySource, holdout
 from gnothi.ensemble import COMBINERS, Ensemble, fit
+from gnothi.ensemble.best import POWERS
 from gnothi.ensemble.members import exponent, moments
 from gnothi.evaluate import knn
 from gnothi.randomness import generator
@@ -231,6 +233,38 @@ def test_the_best_member_is_the_one_whose_neighbours_name_held_out_labels() -> N
     assert fit(features, "best").width == 20  # without labels: by effective rank
 
 
+def test_the_power_is_that_whose_neighbours_name_held_out_labels() -> None:
+    """Classes that differ along the weakest direction need a white spectrum; those along the strongest a steep one."""
+    g = generator(0, "spectrum")
+    labels = torch.randint(2, (400,), generator=g)
+    strength = torch.tensor([3.0, *[1.0] * 18, 0.3])
+
+    def along(direction: int) -> list[Tensor]:
+        x = torch.randn(400, 20, generator=generator(1, "noise"))
+        x[:, direction] = (2 * labels - 1) + 0.6 * x[:, direction]
+        return [strength * x + 20 * torch.eye(20)[1]]  # far from the origin, so that unit length changes little
+
+    chosen = {}
+    for direction in (0, 19):
+        features = along(direction)
+        made = fit(features, "pca", power="holdout", labels=labels.numpy(), fraction=0.25, k=5)
+        kept, held = holdout(ArraySource(torch.zeros(400, 1, 8, 8), labels, ("a", "b")), 0.25, 0)
+        by_hand = {}
+        for power in POWERS:
+            own = fit([x[kept] for x in features], "pca", power=power)
+            x, y = (own.transform([f[rows] for f in features]) for rows in (kept, held))
+            by_hand[f"{power:g}"] = knn(x, labels.numpy()[kept], y, labels.numpy()[held], 5).value
+        assert made.record["scores"] == pytest.approx(by_hand)
+        chosen[direction] = made.record["chosen"]
+        assert torch.equal(made.transform(features), fit(features, "pca", power=chosen[direction]).transform(features))
+    assert chosen[19] == 0 and chosen[0] >= 0.5
+
+
+def test_a_power_cannot_be_chosen_without_labels() -> None:
+    with pytest.raises(DataError, match="power=holdout needs labels of at least two classes"):
+        fit(drawn(), "pca", power="holdout")
+
+
 def test_a_missing_member_adds_nothing() -> None:
     features = drawn()
     made = fit(features, "pca")
@@ -255,6 +289,7 @@ def test_the_exponent_of_too_few_directions_is_not_a_number() -> None:
         ([torch.eye(4)], {"combiner": "pcs"}, "did you mean pca"),
         ([torch.eye(4)], {"powr": 1}, "did you mean power"),
         ([torch.eye(4)], {"power": -1}, "power"),
+        ([torch.eye(4)], {"power": "best"}, "power"),
         ([torch.eye(4)], {"width": 4}, "width must be at most 3"),
         ([torch.eye(4)], {"combiner": "member", "number": 1}, "counted from 0, got 1"),
     ],

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gnothi import evaluate
-from gnothi.contracts import DataError, EncoderError, SettingError
+from gnothi.contracts import DataError, EncoderError, GnothiError, SettingError
 from gnothi.data import ArraySource, Subset
 from gnothi.encoders import Encoder, features, load
 from gnothi.ensemble import fit, make
@@ -175,6 +175,39 @@ def test_a_folder_that_is_not_whole_is_refused_in_a_line(tmp_path: Path, damage:
     with pytest.raises(EncoderError, match="altered" if "altered" in damage else "not a whole ensemble") as error:
         load(str(folder))
     assert "\n" not in str(error.value)
+
+
+def test_members_that_disagree_on_the_data_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "own.npy", torch.randn(59, 7, generator=generator(0, "own")).numpy())
+    own = f"features:{tmp_path}/own.npy"
+    with pytest.raises(EncoderError, match=f"^{own} holds 59 vectors, this source has 60 images"):
+        make(["colour", own], drawn(), tmp_path / "together")
+    inner = make(MEMBERS, drawn(channels=1), tmp_path / "grey")
+    with pytest.raises(EncoderError, match="grey takes images of 1 channels, these have 3"):
+        make([inner.name, "hog"], drawn(), tmp_path / "together")
+    assert not (tmp_path / "together").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(1.0, "says the same of every image, up to scale; leave it out"), (np.inf, "must be finite numbers, row 0")]
+)
+def test_a_member_that_says_nothing_is_named(tmp_path: Path, value: float, words: str) -> None:
+    np.save(tmp_path / "own.npy", np.full((60, 7), value, dtype=np.float32))
+    with pytest.raises(GnothiError, match=words) as error:
+        make(["colour", f"features:{tmp_path}/own.npy"], drawn(), tmp_path / "together")
+    assert "own.npy" in str(error.value) and not (tmp_path / "together").exists()
+
+
+@pytest.mark.parametrize("combiner", ["descent", "amortised", "whitened"])
+def test_every_kind_works_without_a_member(tmp_path: Path, combiner: str) -> None:
+    np.save(tmp_path / "own.npy", torch.randn(60, 7, generator=generator(0, "own")).numpy())
+    folder = made(tmp_path, combiner, ["colour", f"features:{tmp_path}/own.npy"], **({} if combiner == "whitened" else QUICK))
+    whole = load(str(folder)).embed_source(drawn())
+    (tmp_path / "own.npy").unlink()
+    rest = load(str(folder))
+    found = rest.embed_source(drawn())
+    assert np.isfinite(found).all() and found.shape == whole.shape and not np.allclose(found, whole)
+    assert torch.allclose(rest.embed(drawn().array), torch.from_numpy(found), atol=1e-5)
 
 
 def test_images_of_other_channels_are_refused(tmp_path: Path) -> None:
