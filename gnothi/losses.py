@@ -22,7 +22,9 @@ def weighted_mean(rows: Tensor, weight: Tensor | None) -> Tensor:
     return rows.mean() if weight is None else (rows * weight).mean()
 
 
-def contrast_rows(queries: Tensor, candidates: Tensor, partner: Tensor, temperature: float, exclude: Tensor | None = None) -> Tensor:
+def contrast_rows(
+    queries: Tensor, candidates: Tensor, partner: Tensor, temperature: float, exclude: Tensor | None = None, *, decoupled: bool = False
+) -> Tensor:
     """How badly each query finds its partner among all candidates.
 
     Args:
@@ -31,6 +33,7 @@ def contrast_rows(queries: Tensor, candidates: Tensor, partner: Tensor, temperat
         partner: [N] which candidate is a query's partner.
         temperature: positive softmax temperature.
         exclude: [N] a candidate that is no candidate for a query (itself), or None.
+        decoupled: leave the partner out of the sum over candidates (DCL, Yeh et al., arXiv 2110.06848, eq. 5), which may then be negative.
 
     Returns:
         [N] cross-entropy in nats.
@@ -38,6 +41,8 @@ def contrast_rows(queries: Tensor, candidates: Tensor, partner: Tensor, temperat
     logits = F.normalize(queries, dim=-1) @ candidates.T / temperature  # [N, M]
     if exclude is not None:
         logits = logits.scatter(1, exclude[:, None], -math.inf)
+    if decoupled:
+        return logits.scatter(1, partner[:, None], -math.inf).logsumexp(1) - logits.gather(1, partner[:, None]).squeeze(1)
     return F.cross_entropy(logits, partner, reduction="none")
 
 
@@ -55,21 +60,6 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     rows = torch.cat([a, b])  # [2N, P]
     own = torch.arange(len(rows), device=rows.device)
     return contrast_rows(rows, F.normalize(rows, dim=-1), own.roll(len(a)), temperature, exclude=own).mean()
-
-
-def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """Find each query's key among all keys (MoCo v3, arXiv 2104.02057, eq. 1).
-
-    Args:
-        queries: [N, P], any scale.
-        keys: [N, P], any scale; row i is the partner of query i.
-        temperature: positive softmax temperature.
-
-    Returns:
-        [] mean cross-entropy in nats.
-    """
-    own = torch.arange(len(queries), device=queries.device)
-    return contrast_rows(queries, F.normalize(keys, dim=-1), own, temperature).mean()
 
 
 def cosine_rows(predictions: Tensor, targets: Tensor) -> Tensor:

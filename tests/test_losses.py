@@ -5,6 +5,7 @@ import math
 import oracles
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss, VICRegLoss
@@ -22,22 +23,37 @@ A, B = spherical(N, P, 1), spherical(N, P, 2)
 SCORES = torch.tanh(spherical(N, 4, 3))
 TARGETS = spherical(N, P, 4).softmax(-1)
 
+
+def contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float, *, decoupled: bool = False) -> torch.Tensor:
+    """Find each query's key among all keys (MoCo v3, arXiv 2104.02057, eq. 1)."""
+    return losses.contrast_rows(queries, F.normalize(keys, dim=-1), torch.arange(len(keys)), temperature, decoupled=decoupled).mean()
+
+
 PAIRS = {
     "nt_xent": lambda a, b: losses.nt_xent(a, b, 0.3),
-    "info_nce": lambda a, b: losses.info_nce(a, b, 0.3),
+    "contrast": lambda a, b: contrast(a, b, 0.3),
+    "decoupled": lambda a, b: contrast(a, b, 0.3, decoupled=True),
     "negative_cosine": losses.negative_cosine,
     "assignment": lambda a, b: losses.assignment_cross_entropy(a, b.softmax(-1), 0.1),
     "barlow": lambda a, b: losses.barlow(a, b, 0.01),
     "vicreg": lambda a, b: losses.vicreg(a, b, 25, 25, 1),
 }
-COSINE = ("nt_xent", "info_nce", "negative_cosine")
+COSINE = ("nt_xent", "contrast", "decoupled", "negative_cosine")
 
 
 # ---- against loops ------------------------------------------------------------------------------
 @pytest.mark.parametrize("temperature", [0.07, 0.5, 2.0])
 def test_contrasts_equal_loops(temperature: float) -> None:
     assert float(losses.nt_xent(A, B, temperature)) == pytest.approx(oracles.nt_xent(plain(A), plain(B), temperature), **EXACT)
-    assert float(losses.info_nce(A, B, temperature)) == pytest.approx(oracles.info_nce(plain(A), plain(B), temperature), **EXACT)
+    assert float(contrast(A, B, temperature)) == pytest.approx(oracles.info_nce(plain(A), plain(B), temperature), **EXACT)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.5])
+def test_a_decoupled_contrast_sums_over_all_but_the_partner(temperature: float) -> None:
+    queries, keys = plain(A), plain(B)
+    powers = [[math.exp(oracles.cosine(q, k) / temperature) for k in keys] for q in queries]
+    rows = [math.log(math.fsum(p[:i] + p[i + 1 :]) / p[i]) for i, p in enumerate(powers)]
+    assert float(contrast(A, B, temperature, decoupled=True)) == pytest.approx(math.fsum(rows) / N, **EXACT)
 
 
 def test_agreements_equal_loops() -> None:
@@ -106,7 +122,7 @@ def test_sharpened_targets_equal_lightly() -> None:
 def test_contrast_of_equal_rows_is_log_of_the_candidates(n: int) -> None:
     row = torch.ones(n, 3, dtype=torch.float64)
     assert float(losses.nt_xent(row, 2 * row, 0.2)) == pytest.approx(math.log(2 * n - 1), **EXACT)
-    assert float(losses.info_nce(row, 2 * row, 0.2)) == pytest.approx(math.log(n), **EXACT)
+    assert float(contrast(row, 2 * row, 0.2)) == pytest.approx(math.log(n), **EXACT)
 
 
 def test_contrast_of_orthogonal_pairs_has_a_closed_form() -> None:

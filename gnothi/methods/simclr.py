@@ -21,6 +21,8 @@ class SimCLRSpec(MethodSpec):
     name: Literal["simclr"] = "simclr"
     temperature: float = Field(default=0.2, gt=0)
     """Softmax temperature of the contrast."""
+    decoupled: bool = False
+    """A view's partner is not among the candidates it must stand out from (DCL, arXiv 2110.06848): learns faster from small batches."""
 
 
 class SimCLRSpace(Space):
@@ -46,7 +48,8 @@ class SimCLRSpace(Space):
         """As ``Space.match``; ``exclude`` [N] is the local row that is no candidate, a view's own."""
         first = rank() * (len(targets) // world())
         index = torch.arange(len(predictions), device=predictions.device) if index is None else index
-        rows = contrast_rows(predictions, targets, index + first, self.spec.temperature, None if exclude is None else exclude + first)
+        exclude = None if exclude is None else exclude + first
+        rows = contrast_rows(predictions, targets, index + first, self.spec.temperature, exclude, decoupled=self.spec.decoupled)
         return weighted_mean(rows, weight)
 
     def agree(self, said: list[Said], targets: Tensor, step: Step) -> Tensor:

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toys
+from lightly.loss import DCLLoss
 from oracles import Matrix, plain
 from torch import Tensor, nn
 
@@ -82,6 +83,12 @@ def test_the_order_of_images_changes_nothing(name: str, n_local: int) -> None:
     method, views, order = toys.method(name), toys.views(6, n_local), torch.tensor([3, 1, 5, 0, 2, 4])
     moved = Views(tuple(i[order] for i in views.images), views.boxes, views.flips, views.turns, 2, views.index[order])
     assert value(method, moved, toys.step()) == pytest.approx(value(method, views, toys.step()), rel=1e-10)
+
+
+def test_simclr_decoupled_equals_lightly() -> None:
+    method, views = toys.method("simclr", decoupled=True), toys.views(5)
+    theirs = DCLLoss(temperature=method.spec.temperature)(*(projections(method, i) for i in views.images))
+    assert value(method, views, toys.step()) == pytest.approx(float(theirs.detach()), **EXACT)
 
 
 def test_dino_by_sinkhorn_takes_the_teacher_s_balanced_assignments() -> None:
