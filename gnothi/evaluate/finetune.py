@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from gnothi.evaluate.tuning import DECAY, FEW, HELD, RATES, FinetuneSpec, Start
 from gnothi.methods.classify import Classify, ClassifySpec
 from gnothi.randomness import seeded
 from gnothi.recipes.views import named
+from gnothi.training import twice
 from gnothi.training.checkpoint import write_text
 from gnothi.training.optimisers import OptimiserSpec
 from gnothi.views.batches import Batches, ViewsSpec
@@ -95,7 +97,14 @@ def finetune(
 
 
 def networks(encoders: Sequence[str | Encoder], device: str | None = None) -> list[NetworkEncoder]:
-    """Open encoders whose networks can go on learning."""
+    """Open encoders whose networks can go on learning.
+
+    Raises:
+        EncoderError: one is no network.
+        SettingError: there are several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingError("fine-tuning and detection run in one process; start them without torchrun")
     opened = []
     for encoder in (load(e, device) if isinstance(e, str) else e for e in encoders):
         if not isinstance(encoder, NetworkEncoder):
@@ -258,7 +267,7 @@ class _Job:
         settings = {"seed": self.seed, "backbone": e.spec.model_dump(mode="json"), "method": {"name": "classify"}}
         derived = {"channels": e.channels, "size": e.size, "pixels": pixels}
         about = {"gnothi": gnothi.__version__, "settings": settings, "derived": derived, "from": self.start.name, **self.spec.model_dump(mode="json")}
-        write_text(folder / "spec.json", json.dumps(about, indent=1))
+        twice.write(folder, about)
 
 
 def _scores(method: Classify, like: NetworkEncoder, source: Source, rows: np.ndarray) -> np.ndarray:

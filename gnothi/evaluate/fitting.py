@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -13,6 +14,7 @@ from gnothi.contracts import Views
 from gnothi.methods.alone import Alone
 from gnothi.training import checkpoint
 from gnothi.training.learner import Learner
+from gnothi.training.lock import owned
 from gnothi.training.objective import Objective
 from gnothi.training.optimisers import OptimiserSpec
 from gnothi.training.progress import Silent, display
@@ -49,25 +51,27 @@ def fit(
 
     Raises:
         RunError: a term is not finite.
+        SettingError: the folder is in use.
         Interrupted: a signal came; a checkpoint was written first.
     """
     training = TrainingSpec(log_every="5%", checkpoint_every="10%", keep=1, **settings)
     learner = Learner(Objective(method), batches, spec=training, optimiser=optimiser, total=total, per_epoch=per_epoch, seed=seed, folder=folder)
-    saved = None if folder is None else checkpoint.newest(folder)
-    if saved is not None:
-        learner.resume(saved)
-    elif folder is not None:
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-    learner.journal.progress = display(total, learner.number) if shown and learner.number < total else Silent()
-    learner.journal.progress.say(words + (f", goes on after step {learner.number}" if learner.number else ""))
-    try:
-        learner.fit()
-    except Interrupted as stopped:
-        later = "nothing was kept, for there is no --out" if folder is None else "the same command goes on"
-        raise Interrupted(f"stopped after step {learner.number} of {total}; {later}", stopped.exit_code - 128) from None
-    finally:
-        learner.journal.progress.close()
-        getattr(batches, "close", bool)()
+    with contextlib.nullcontext() if folder is None else owned(folder):
+        saved = None if folder is None else checkpoint.newest(folder)
+        if saved is not None:
+            learner.resume(saved)
+        elif folder is not None:
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
+        learner.journal.progress = display(total, learner.number) if shown and learner.number < total else Silent()
+        learner.journal.progress.say(words + (f", goes on after step {learner.number}" if learner.number else ""))
+        try:
+            learner.fit()
+        except Interrupted as stopped:
+            later = "nothing was kept, for there is no --out" if folder is None else "the same command goes on"
+            raise Interrupted(f"stopped after step {learner.number} of {total}; {later}", stopped.exit_code - 128) from None
+        finally:
+            learner.journal.progress.close()
+            getattr(batches, "close", bool)()
 
 
 def named(name: str, seed: int, about: list[Any]) -> str:

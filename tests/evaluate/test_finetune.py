@@ -25,6 +25,7 @@ from gnothi.evaluate.labelled import chosen
 from gnothi.evaluate.tuning import Start
 from gnothi.models.backbone import BackboneSpec, build
 from gnothi.randomness import generator
+from gnothi.training.lock import owned
 from gnothi.training.signals import Interrupted
 
 MODULE = sys.modules["gnothi.evaluate.finetune"]
@@ -269,6 +270,16 @@ def test_a_mistake_is_one_line(encoders, data, spec, line):
     with pytest.raises((SettingError, DataError, EncoderError), match=line) as caught:
         finetune(encoders, data, spec=FinetuneSpec(**spec))
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_use_and_several_processes_are_refused(tmp_path, monkeypatch):
+    spec = FinetuneSpec(**QUICK)
+    finetune([encoder()], coloured(), coloured(30, 9), spec=spec, out=tmp_path)
+    with owned(next(tmp_path.glob("*/final"))), pytest.raises(SettingError, match="final is in use by another run"):
+        finetune([encoder()], coloured(), coloured(30, 9), spec=spec, out=tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingError, match="start them without torchrun"):
+        finetune([encoder()], coloured(), spec=spec)
 
 
 def test_settings_that_cannot_be_are_named():
