@@ -69,8 +69,8 @@ def test_the_shell_completes_verbs_options_and_files(words: str, expected: tuple
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel and a source archive, built without a network from a copy of the files that git would give."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A wheel and a source archive, built without a network from a copy of the files that git would give; and the copy."""
     pytest.importorskip("build", reason="pip install 'gnothi[package]'")
     copy, to = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("dist")
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -80,17 +80,18 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (copy / name).write_bytes((ROOT / name).read_bytes())
     done = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", to, copy], capture_output=True, text=True, cwd=to, env=BUILT)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return to
+    return to, copy
 
 
 @pytest.mark.slow
-def test_wheel_and_source_archive_hold_templates_types_and_licence(dist: Path) -> None:
-    (wheel,), (archive,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+def test_wheel_and_source_archive_hold_templates_types_and_licence(dist: tuple[Path, Path]) -> None:
+    to, copy = dist
+    (wheel,), (archive,) = to.glob("*.whl"), to.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
     with tarfile.open(archive) as file:
         packed = {name.partition("/")[2] for name in file.getnames()}
-    own = {str(p.relative_to(ROOT)) for p in (ROOT / "gnothi").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    own = {str(p.relative_to(copy)) for p in (copy / "gnothi").rglob("*") if p.is_file()}
     assert {n for n in names if n.startswith("gnothi/")} == own <= packed
     assert {"gnothi/py.typed", "gnothi/report/page.html"} <= own
     assert any(n.endswith("licenses/LICENSE") for n in names) and {"LICENSE", "README.md", "pyproject.toml"} <= packed
@@ -99,10 +100,11 @@ def test_wheel_and_source_archive_hold_templates_types_and_licence(dist: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
-def test_what_was_built_installs_and_works_in_a_fresh_environment(dist: Path, kind: str, tmp_path: Path) -> None:
-    """The dependencies are this environment's; gnothi itself is the installed one."""
-    (built,) = dist.glob(kind)
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "fresh"], check=True)
+def test_what_was_built_installs_and_works_in_a_fresh_environment(dist: tuple[Path, Path], kind: str, tmp_path: Path) -> None:
+    """pip and the dependencies are this environment's; gnothi itself is the installed one."""
+    to, copy = dist
+    (built,) = to.glob(kind)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "fresh"], check=True)
     python = tmp_path / "fresh" / "bin" / "python"
     place = next((tmp_path / "fresh" / "lib").glob("python*/site-packages"))
     (place / "borrowed.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
@@ -111,5 +113,5 @@ def test_what_was_built_installs_and_works_in_a_fresh_environment(dist: Path, ki
     assert done.returncode == 0, done.stderr
     (tmp_path / "elsewhere").mkdir()
     own = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"GNOTHI_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([python, ROOT / "tests" / "smoke.py", ROOT], capture_output=True, text=True, cwd=tmp_path / "elsewhere", env=own)
+    done = subprocess.run([python, copy / "tests" / "smoke.py", copy], capture_output=True, text=True, cwd=tmp_path / "elsewhere", env=own)
     assert done.returncode == 0 and done.stdout.endswith("installed, and works\n"), done.stdout + done.stderr
