@@ -212,7 +212,7 @@ def cached(identity: tuple[Any, ...], wanted: Wanted, make: Callable[[], Index])
     name = hashlib.blake2b(repr((VERSION, identity, tuple(wanted))).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     path = folder() / f"{name}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return Index(**{f.name: file[f.name] for f in fields(Index)})
     except FileNotFoundError:
         pass
