@@ -33,6 +33,12 @@ def rule(n: int) -> int:
     return max(1, min(MOST, max(FEWEST, n // PER_CLUSTER), n // 2))
 
 
+def check_k(k: int, n: int) -> None:
+    """Refuse more clusters than there are images."""
+    if not 1 <= k <= n:
+        raise SettingError(f"k must lie between 1 and the number of images, {n}, got {k}; {rule(n)} is the rule's choice")
+
+
 class Rows:
     """Some rows of features on the disk, as if they were all: they are read as they are asked for.
 
@@ -226,8 +232,7 @@ def cluster(
     """
     n, width = features.shape
     k = rule(n) if k is None else k
-    if not 1 <= k <= n:
-        raise SettingError(f"k must lie between 1 and the number of images, {n}, got {k}; {rule(n)} is the rule's choice")
+    check_k(k, n)
     if pca is not None and not 1 <= pca <= min(n, width):
         raise SettingError(f"pca must lie between 1 and the smaller of {n} images and {width} features, got {pca}")
     if whiten and pca is None:

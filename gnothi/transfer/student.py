@@ -25,7 +25,7 @@ from gnothi.recipes.spec import load as load_settings
 from gnothi.recipes.spec import merge, mistake
 from gnothi.training.checkpoint import replace_file, write_text
 from gnothi.training.progress import Progress
-from gnothi.transfer.clusters import Codebook, Rows, cluster, stability, suggested
+from gnothi.transfer.clusters import Codebook, Rows, check_k, cluster, stability, suggested
 from gnothi.transfer.labels import feature_targets, pseudo_labels, shuffled, vectors_of
 from gnothi.transfer.teachers import teachers as open_teachers
 
@@ -142,6 +142,8 @@ def transfer(
     chosen = _settings(data, folder, student, spec, recipe, settings)
     resolved = resolve(data, recipe_name=recipe, settings=chosen, device=device)  # what cannot be is said before features are made
     backbones.build(resolved.spec.backbone, resolved.source.channels, resolved.spec.views.size or 0, resolved.spec.seed)
+    if spec.loss == "clusters" and spec.k is not None:
+        check_k(spec.k, len(resolved.source if spec.fit is None else open_data(spec.fit)))
     asked = {
         "teachers": [{"name": e.name, "fingerprint": e.fingerprint} for e in opened],
         "source": {"name": data, "fingerprint": resolved.source.fingerprint()},

@@ -205,14 +205,19 @@ def test_mistakes_are_one_line_before_any_training(tmp_path: Path) -> None:
         library.try_k(["pixels"], blobs(tmp_path)[0], "a,b", TransferSpec())
 
 
-def test_a_student_that_does_not_fit_is_refused_before_features_are_made(tmp_path: Path) -> None:
+def test_a_student_that_does_not_fit_and_too_many_clusters_are_refused_before_features_are_made(tmp_path: Path) -> None:
     class Unwilling(Encoder):
         name, dim, fingerprint = "unwilling", 3, "0" * 16
 
         def prepare(self, images: Tensor) -> Tensor:
             raise AssertionError("features were asked for")
 
-    data, _ = blobs(tmp_path)
+    (data, _), shared = blobs(tmp_path), {"out": tmp_path / "run", "cache": str(tmp_path / "c"), "progress": Silent()}
     settings = {**QUICK, "backbone": {"name": "micro-vit", "patch_size": 7}}
-    with pytest.raises(SettingError):
-        transfer([Unwilling()], data, out=tmp_path / "run", settings=settings, cache=str(tmp_path / "c"), progress=Silent())
+    with pytest.raises(SettingError, match="patch"):
+        transfer([Unwilling()], data, settings=settings, **shared)
+    with pytest.raises(SettingError, match="k must lie between 1 and the number of images, 240, got 241; 10 is the rule's choice"):
+        transfer([Unwilling()], data, settings=QUICK, spec=TransferSpec(k=241), **shared)
+    blobs(tmp_path, 40, "other.npz")
+    with pytest.raises(SettingError, match="the number of images, 40, got 41"):
+        transfer([Unwilling()], data, settings=QUICK, spec=TransferSpec(k=41, fit=str(tmp_path / "other.npz")), **shared)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gnothi import distributed
-from gnothi.contracts import SettingError
+from gnothi.contracts import DataError
 from gnothi.randomness import generator
 from gnothi.training import checkpoint
 from gnothi.training.objective import Objective
@@ -51,10 +51,10 @@ def end(name: str, folder: Path, part: slice = slice(None)) -> dict[str, Tensor]
     return {k: v.clone().contiguous() for k, v in run.objective.state_dict().items()}
 
 
-def carried(folder: Path, out: str, loss: str = "clusters", k: int = 4) -> dict[str, Tensor]:
+def carried(folder: Path, out: str, loss: str = "clusters", teacher: str = "pixels") -> dict[str, Tensor]:
     """The state that transfer leaves."""
-    spec = TransferSpec(k=k if loss == "clusters" else None, loss=loss)  # type: ignore[arg-type]
-    transfer(["pixels"], str(folder / "noise.npz"), out=folder / out, spec=spec, settings=WHOLE, cache=str(folder / "c"), progress=Silent())
+    spec = TransferSpec(k=4 if loss == "clusters" else None, loss=loss)  # type: ignore[arg-type]
+    transfer([teacher], str(folder / "noise.npz"), out=folder / out, spec=spec, settings=WHOLE, cache=str(folder / "c"), progress=Silent())
     return checkpoint.read(checkpoint.newest(folder / out))[0]  # type: ignore[arg-type]
 
 
@@ -66,8 +66,8 @@ def worker(rank: int, folder: str) -> None:
     for loss in ("clusters", "compress"):
         carried(Path(folder), f"two-{loss}", loss)
     try:
-        carried(Path(folder), "refused", k=500)
-    except SettingError as error:
+        carried(Path(folder), "refused", teacher=f"features:{folder}/broken.npy")
+    except DataError as error:
         Path(f"{folder}/refused {rank}.txt").write_text(str(error))
     distributed.barrier()
     distributed.stop()
@@ -81,6 +81,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made(path)
     images = torch.randint(256, (96, 16, 16, 3), generator=generator(0, "noise"), dtype=torch.uint8)
     np.savez(path / "noise.npz", images=images.numpy())
+    broken = np.ones((96, 3), dtype=np.float32)
+    broken[17, 1] = np.nan
+    np.save(path / "broken.npy", broken)
     mp.spawn(worker, (str(path),), nprocs=2)
     return path
 
@@ -111,5 +114,5 @@ def test_transfer_in_two_processes_is_transfer_in_one(folder: Path, loss: str) -
 
 def test_a_mistake_that_the_first_process_meets_ends_both(folder: Path) -> None:
     said = {(folder / f"refused {rank}.txt").read_text() for rank in range(2)}
-    assert len(said) == 1 and "k must lie between 1 and the number of images, 96, got 500" in said.pop()
+    assert len(said) == 1 and "gives row 17 a vector that is not finite, though the image can be read" in said.pop()
     assert not (folder / "refused" / "spec.json").exists()
