@@ -14,7 +14,6 @@ WHAT_FOR = {
     "onnx": "ONNX files of `gnothi export`",
     "tensorboard": "`training.tensorboard`",
     "wandb": "`training.wandb`",
-    "shards": "`shards:` data",
     "detect": "`gnothi evaluate detect`",
     "test": "`make test`",
     "check": "`make check`",
@@ -43,7 +42,7 @@ def advice() -> str:
 
 def extras() -> str:
     optional = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    rows = [f"| `{name}` | {WHAT_FOR[name]} | {', '.join(f'`{p}`' for p in packages)} |" for name, packages in optional.items()]
+    rows = [f"| `{name}` | {WHAT_FOR.get(name, name)} | {', '.join(f'`{p}`' for p in packages)} |" for name, packages in optional.items()]
     return "\n".join(["| extra | for | installs |", "|---|---|---|", *rows])
 
 
