@@ -54,7 +54,21 @@ KNN_TRAIN, KNN_TEST = 2000, 500
 
 # ---- building -----------------------------------------------------------------------------------
 def build(resolved: Resolved, init: str | None = None) -> Objective:
-    """Backbone, method and auxiliaries, on the device, initialised by the seed."""
+    """Backbone, method and auxiliaries, on the device, initialised by the seed.
+
+    Raises:
+        SettingError: there can be no network of these sizes.
+    """
+    try:
+        return _build(resolved, init).to(resolved.device)
+    except (OverflowError, RuntimeError, TypeError) as error:
+        if not isinstance(error, OverflowError) and "overflow" not in str(error).lower():
+            raise
+        why = str(error).splitlines()[0]
+        raise SettingError(f"a size of the backbone, the method or an auxiliary is too large for any machine: {why}") from None
+
+
+def _build(resolved: Resolved, init: str | None) -> Objective:
     s = resolved.spec
     network = backbones.build(s.backbone, resolved.source.channels, s.views.size or 0, s.seed)
     if init is not None:
@@ -69,7 +83,7 @@ def build(resolved: Resolved, init: str | None = None) -> Objective:
             with seeded(s.seed, f"init {name}", i):
                 auxiliaries[name] = AUXILIARIES[name][1](method, settings)
     method.autocast = torch.bfloat16 if s.training.precision == "bf16" else torch.float32
-    return Objective(method, auxiliaries).to(resolved.device)
+    return Objective(method, auxiliaries)
 
 
 def _weights(init: str) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ class JigsawSpec(AuxiliarySpec):
     """Probability that a puzzle loses its colour. None: 0.66, and 0.7 with occlusions."""
     tile_norm: TileNorm = "channel"
     """Each tile is brought to mean 0 and deviation 1, a channel at a time or all together, lest brightness tells what were neighbours."""
-    permutations: int | None = Field(default=None, gt=1)
+    permutations: int | None = Field(default=None, gt=1, le=100_000)
     """How many, the classes. None: 100, and 12 for four tiles."""
     rule: Rule = "max_min"
     """What the choice of permutations maximises: their least or their mean distance."""
@@ -64,7 +64,7 @@ class JigsawSpec(AuxiliarySpec):
     """Of the choice of permutations."""
     identity: bool = False
     """The tiles in their own order may be one of the classes."""
-    max_occlusions: int = Field(default=0, ge=0)
+    max_occlusions: int = Field(default=0, ge=0, le=64)
     """0 to so many tiles, equally often, come from another image of the batch, and from anywhere in it; 2 in Jigsaw++."""
     same_colour: bool = True
     """Tiles of the other image are grey where the puzzle is; otherwise by a chance of their own."""

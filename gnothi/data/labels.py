@@ -61,6 +61,8 @@ def read_table(path: Path, label_column: str | None = None, group_column: str | 
         raise DataError(f"{path}: must be UTF-8, byte {error.start} is not; save it as CSV UTF-8") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a name that no file can have
+        raise DataError(f"{str(path)!r}: cannot be read: {error}") from error
     lines = text.splitlines()
     delimiter = max(",;\t", key=lambda d: lines[0].count(d)) if lines else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

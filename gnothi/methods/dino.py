@@ -22,7 +22,7 @@ class DINOSpec(TeacherSpec):
     name: Literal["dino"] = "dino"
     out: int = Field(default=256, gt=1)
     """Width of the bottleneck before the prototypes."""
-    layers: int = Field(default=3, gt=0)
+    layers: int = Field(default=3, gt=0, le=64)
     """Linear layers of the projector."""
     prototypes: int = Field(default=1024, gt=1)
     """Outputs of the head; 65,536 on ImageNet, about a twentieth of the images at least."""

@@ -25,7 +25,7 @@ class MethodSpec(Spec):
     """Width of the projector's hidden layers."""
     out: int = Field(default=128, gt=1)
     """Width of the projection."""
-    layers: int = Field(default=2, gt=0)
+    layers: int = Field(default=2, gt=0, le=64)
     """Linear layers of the projector."""
     norm: Norm = "batch"
     """Normalisation in the heads: "batch" for CNNs, "none" where there must be no BatchNorm."""

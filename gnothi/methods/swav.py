@@ -25,7 +25,7 @@ class SwAVSpec(MethodSpec):
     """Softmax temperature of the predictions."""
     epsilon: float = Field(default=0.05, gt=0)
     """Sharpness of the Sinkhorn assignments; smaller is sharper."""
-    iterations: int = Field(default=3, gt=0)
+    iterations: int = Field(default=3, gt=0, le=1000)
     """Rounds of Sinkhorn."""
     queue: int = Field(default=0, ge=0)
     """Earlier projections, a crop, that take part in the assignment; for batches smaller than the number of prototypes."""

@@ -19,7 +19,7 @@ class VICRegSpec(MethodSpec):
     name: Literal["vicreg"] = "vicreg"
     out: int = Field(default=512, gt=1)
     """Width of the projection; wide is good here."""
-    layers: int = Field(default=3, gt=0)
+    layers: int = Field(default=3, gt=0, le=64)
     """Linear layers of the projector."""
     invariance: float = Field(default=25.0, ge=0)
     """Weight of the distance between views."""

@@ -43,6 +43,8 @@ LEAST_CELLS, MOST_CELLS = 7, 32
 """Cells a side of a derived patch grid: what 224 pixels give with patches of 32, and what is still affordable (1,024 tokens)."""
 SMALL = 64
 """Crops of up to this many pixels get the CIFAR stem."""
+LARGEST = 1 << 16
+"""A network with more of anything would take longer to build than to train."""
 RESERVED = (
     *("num_classes", "in_chans", "features_only", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
     *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"),
@@ -84,6 +86,9 @@ def build(spec: BackboneSpec, channels: int, size: int, seed: int) -> nn.Module:
     Raises:
         SettingError: there is no such network, or it cannot take such images or settings.
     """
+    for word, value in spec.args.items():
+        if isinstance(value, int) and value > LARGEST:
+            raise SettingError(f"backbone.args.{word} must be at most {LARGEST:,}, got {value}")
     if spec.stem not in (None, "cifar", "plain"):
         raise SettingError(f"backbone.stem must be cifar or plain, got {spec.stem!r}; {did_you_mean(spec.stem, ('cifar', 'plain'))}")
     with seeded(seed, "init backbone"):

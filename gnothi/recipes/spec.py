@@ -49,9 +49,9 @@ class ViewSettings(Spec):
 
     recipe: str | None = None
     """A name that `gnothi recipes` lists. None: the method's own for images of this size and these channels."""
-    size: int | None = Field(default=None, gt=0)
+    size: int | None = Field(default=None, gt=0, le=32768)
     """Side of the global crops in pixels. None: by a rule, from the images' sizes."""
-    local: int | None = Field(default=None, ge=0)
+    local: int | None = Field(default=None, ge=0, le=256)
     """How many local crops. None: the recipe's."""
     area: tuple[float, float] | None = None
     """Part of the image's area that a global crop covers, smallest and largest. None: the recipe's."""

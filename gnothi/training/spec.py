@@ -12,7 +12,7 @@ from gnothi.contracts import Spec
 class TrainingSpec(Spec):
     """How long, in what portions, and what happens along the way."""
 
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=1e9)
     """Passes over the data. None: by a rule of the recipe."""
     batch: int | None = Field(default=None, gt=1)
     """Images a step, over all processes. None: by a rule of the recipe."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gnothi.cli.root import one_line
 from gnothi.contracts import GnothiError
 from gnothi.randomness import generator
 
@@ -37,10 +38,11 @@ def bounded() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def outcome(action: Callable[[], Any], *also: type[Exception]) -> str | None:
+def outcome(action: Callable[[], Any], typed: bool = False) -> str | None:
     """None where an action gives a result, else the one line of an error of ours; any other error fails the test.
 
-    A system's error that names its file, and the lack of memory, are told by the command line in a line of their own.
+    A system's error that names its file, and the lack of memory, are told by the command line in a line of their own, and so is what a person
+    ``typed``, which may hold a line break.
     """
     with bounded():
         try:
@@ -51,10 +53,14 @@ def outcome(action: Callable[[], Any], *also: type[Exception]) -> str | None:
         except OSError as error:
             assert error.filename is not None, repr(error)
             said = f"{error.filename!r}: {error.strerror}"
-        except (MemoryError, *also) as error:
-            said = f"out of memory: {type(error).__name__}"
-    assert said.strip() and "\n" not in said and "\r" not in said, repr(said)
-    return said
+        except MemoryError:
+            said = "out of memory"
+        except RuntimeError as error:  # PyTorch's own word for it, which the command line knows
+            assert "can't allocate memory" in str(error), repr(error)
+            said = "out of memory"
+    line = one_line(said) if typed else said
+    assert line.strip() and "\n" not in line and "\r" not in line, repr(said)
+    return line
 
 
 def spoilt(raw: bytes, case: int, purpose: str, others: tuple[bytes, ...] = ()) -> bytes:

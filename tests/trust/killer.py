@@ -27,9 +27,9 @@ from gnothi.training.progress import Silent
 EVERY = 3
 SETTINGS: dict[str, Any] = {
     "backbone": {"name": "micro-resnet", "args": {"widths": [4, 8]}},
-    "method": {"name": "dino", "hidden": 64, "out": 64, "prototypes": 8192},  # wide where it costs nothing but bytes: a write takes a while
+    "method": {"name": "dino", "hidden": 64, "out": 64, "prototypes": 4096},  # wide where it costs nothing but bytes: a write takes a while
     "views": {"size": 16},
-    "training": {"epochs": 4, "batch": 8, "threads": 1, "log_every": "1 steps", "health_every": "7 steps", "checkpoint_every": f"{EVERY} steps"},
+    "training": {"epochs": 3, "batch": 8, "threads": 1, "log_every": "1 steps", "health_every": "17 steps", "checkpoint_every": f"{EVERY} steps"},
 }
 TIMES = ("seconds", "images_per_second", "waiting")
 KINDS = ("write", "write", "anywhere", "write", "anywhere", "SIGINT", "write", "SIGTERM")
@@ -86,7 +86,7 @@ def one(number: int, data: str, folder: Path, whole: Path, seconds: float) -> di
     chance = torch.rand(2, generator=generator(0, "kill", number)).tolist()
     pid = start(data, out)
     if kind == "write":
-        wait_for_write(out, pid, 1 + int(7 * chance[0]))
+        wait_for_write(out, pid, 1 + int(5 * chance[0]))
         time.sleep(0.006 * chance[1])
     else:
         time.sleep(seconds * chance[0])
@@ -114,7 +114,7 @@ def lines(out: Path) -> list[str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     source, place, rounds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    assert ended(start(source, place / "warm")) == 0
+    pretrain.train(source, settings=SETTINGS, device="cpu", out=place / "warm", progress=Silent())
     began = time.monotonic()
     assert ended(start(source, place / "whole")) == 0
     lasted = time.monotonic() - began

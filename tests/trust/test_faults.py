@@ -76,14 +76,14 @@ def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stopped(data: Path, tmp_path: Path) -> Path:
-    """A run that was asked to stop after 10 of 24 steps."""
+    """A run that was asked to stop after 10 of 18 steps."""
     with pytest.raises(Interrupted):
         train(data, tmp_path / "stopped", progress=StopsAt(9))
     return tmp_path / "stopped"
 
 
 # ---- signals and kills --------------------------------------------------------------------------
-@pytest.mark.parametrize("rounds", [8, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_run_ended_at_any_instant_goes_on_and_ends_with_the_bits_of_the_unbroken_one(rounds: int, data: Path, tmp_path: Path) -> None:
     done = script("import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')", HERE / "killer.py", data, tmp_path, rounds, seconds=600)
     assert done.returncode == 0, done.stderr
