@@ -38,5 +38,5 @@ def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Pat
             r"<(?:script|img|iframe)[^>]* src=\"?(?:https?:)?//|<link[^>]* rel=\"?(?:stylesheet|preconnect)[^>]* href=\"?(?:https?:)?//", text
         ), page
     reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
-    for name in ("gnothi.pretrain.train", "gnothi.contracts.Views", "gnothi.methods.Space", "gnothi.search.similar"):
+    for name in ("gnothi.pretrain.train", "gnothi.contracts.Views", "gnothi.methods.Space", "gnothi.search.similar.similar"):
         assert f'id="{name}"' in reference, name
