@@ -149,10 +149,11 @@ def multilabel(kinds: tuple[str, ...], annotations: str | None, **common: Any) -
 @click.option(
     "--norm", type=click.Choice(["fixed", "batch"]), help="BatchNorm's statistics: fixed after training images were seen (default), or by batch."
 )
-@click.option("--images", type=click.IntRange(min=1), metavar="N", help="Train and test on at most so many.")
+@click.option("--images", type=click.IntRange(min=1), metavar="N", help="Train on at most so many.")
+@click.option("--test-images", type=click.IntRange(min=1), metavar="N", help="Test on at most so many.")
 @click.option("--annotations", metavar="FOLDER", help="PASCAL VOC files; by default Annotations in the folder of images or beside it.")
 @click.option("--out", metavar="FOLDER", help="Keep the runs there: the same command then goes on with them.")
-def detect(frozen: bool, control: bool, repeats: int, images: int | None, annotations: str | None, out: str | None, **common: Any) -> None:
+def detect(frozen: bool, control: bool, repeats: int, annotations: str | None, out: str | None, **common: Any) -> None:
     """Average precision of Faster R-CNN fine-tuned over networks: VOC07's AP50, the area under the curve, COCO's AP.
 
     DATA is a folder in PASCAL VOC layout (FOLDER@trainval where it lists its splits) or a COCO .json file.
@@ -162,7 +163,8 @@ def detect(frozen: bool, control: bool, repeats: int, images: int | None, annota
 
     words = ("steps", "batch", "lr", "size", "levels", "width", "regions", "proposals", "norm")
     spec = evaluation.DetectSpec.of({word: common[word] for word in words if common[word] is not None})
-    options: dict[str, Any] = {"spec": spec, "frozen": frozen, "control": control, "repeats": repeats, "images": images, "out": out}
+    options: dict[str, Any] = {"spec": spec, "frozen": frozen, "control": control, "repeats": repeats, "out": out}
+    options |= {word: common[word] for word in ("images", "test_images")}
     options |= {"settings": data_settings(common["data"], common["assignments"]), "device": common["device"], "annotations": annotations}
     with counted("detecting", not common["as_json"]) as progress:
         shown = not common["as_json"]

@@ -48,6 +48,7 @@ def detect(
     control: bool = False,
     repeats: int = 1,
     images: int | None = None,
+    test_images: int | None = None,
     annotations: str | None = None,
     settings: DataSpec = DataSpec(),  # noqa: B008
     seed: int = 0,
@@ -66,7 +67,8 @@ def detect(
         frozen: train each over its frozen backbone, too.
         control: train each architecture from random weights, too.
         repeats: so many seeds from ``seed`` on, of heads, order and random weights; results are then means over them.
-        images: train and test on at most so many, by the seed.
+        images: train on at most so many, by the seed.
+        test_images: test on at most so many.
         annotations: folder of VOC files, where it lies elsewhere.
         settings: of the images.
         seed: of every choice.
@@ -87,7 +89,7 @@ def detect(
     """
     opened = networks(encoders, device)
     train, tested = split_scenes(data, test, annotations=annotations, settings=settings, seed=seed)
-    train, tested = (_some(part, images, seed) for part in (train, tested))
+    train, tested = _some(train, images, seed), _some(tested, test_images, 0)
     if not any(k.size for k in train.kinds):
         raise DataError(f"no box in {train.words}")
     starts = [_Start(e.name, e) for e in opened] + ([_Start(f"{e.name}, frozen", e, frozen=True) for e in opened] if frozen else [])
@@ -110,7 +112,7 @@ def _some(scenes: Scenes, images: int | None, seed: int) -> Scenes:
     if images is None or images >= len(scenes):
         return scenes
     rows = torch.randperm(len(scenes), generator=generator(seed, "scenes")).numpy()[:images]
-    return scenes.only(np.sort(rows), f"{scenes.words}, {images} of them (seed {seed})")
+    return scenes.only(np.sort(rows), f"{images} of {scenes.words} (seed {seed})")
 
 
 def _where(train: Scenes, tested: Scenes) -> str:

@@ -28,8 +28,8 @@ from gnothi.randomness import generator
 from gnothi.training.lock import owned
 from gnothi.training.signals import Interrupted
 
-MODULE = sys.modules["gnothi.evaluate.finetune"]
-"""The file; the package's attribute of this name is the function."""
+MODULE, FITTING = sys.modules["gnothi.evaluate.finetune"], sys.modules["gnothi.evaluate.fitting"]
+"""The files; the package's attribute of the first one's name is the function."""
 MICRO = BackboneSpec(args={"widths": [4, 8]})
 QUICK = {"epochs": 2.0, "batch": 8, "lr": 0.05}
 
@@ -214,16 +214,14 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_and_is_an_encoder(tmp_path, monk
     real = fit
 
     def stopped(*given, **settings):
-        import gnothi.evaluate.fitting as module
-
-        class Stopping(module.Learner):
+        class Stopping(FITTING.Learner):
             def step(self):
                 super().step()
                 if self.number == 7:
                     self.save()
                     raise Interrupted("stopped", 2)
 
-        monkeypatch.setattr(module, "Learner", Stopping)
+        monkeypatch.setattr(FITTING, "Learner", Stopping)
         real(*given, **settings)
 
     monkeypatch.setattr(MODULE, "fit", stopped)
@@ -231,8 +229,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_and_is_an_encoder(tmp_path, monk
         finetune([encoder()], train, test, spec=spec, out=tmp_path / "parts")
     assert caught.value.exit_code == 130
     monkeypatch.undo()
+    steps = []
+
+    class Counting(FITTING.Learner):
+        def step(self):
+            steps.append(self.number)
+            super().step()
+
+    monkeypatch.setattr(FITTING, "Learner", Counting)
     (parts,) = finetune([encoder()], train, test, spec=spec, out=tmp_path / "parts")
-    assert parts == whole
+    assert parts == whole and steps == [7, 8, 9, 10, 11]
     (a,), (b,) = (list((tmp_path / name).glob("*/final/step-0000012.safetensors")) for name in ("whole", "parts"))
     assert a.read_bytes()[-1000:] == b.read_bytes()[-1000:]
     tuned = load(str(a.parent))
