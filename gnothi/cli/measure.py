@@ -83,24 +83,22 @@ def linear(protocol: str | None, **common: Any) -> None:
 
 @evaluate.command()
 @measured
-@click.option(
-    "--share", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Part of the labels of each class that is shown, such as 0.01."
-)
-@click.option("--shots", type=click.IntRange(min=1), metavar="N", help="Labels of each class that are shown, instead of a share.")
-@click.option("--freeze", type=int, metavar="L", help="Nothing up to block L learns; from 0 or, negative, from the end.")
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True), help="Part of the labels of each class that is shown, such as 0.01.")
+@click.option("--shots", type=click.IntRange(min=1), help="Labels of each class that are shown, instead of a share.")
+@click.option("--freeze", type=int, help="Nothing up to this block learns; from 0 or, negative, from the end.")
 @click.option("--anew", is_flag=True, help="What lies above the frozen blocks starts from random weights.")
 @click.option("--control", is_flag=True, help="The same architectures from random weights, too.")
-@click.option("--repeats", type=click.IntRange(min=1), metavar="N", help="Seeds, each with labels, heads and crops of its own; results are means.")
-@click.option("--epochs", type=float, metavar="N", help="Passes over the labelled images; by default about 1,000 steps in 10 to 100 epochs.")
-@click.option("--batch", type=click.IntRange(min=2), metavar="B", help="Images a step; 64 by default, fewer where labels are few.")
-@click.option("--lr", type=float, metavar="R", help="Peak learning rate; by default one of four, chosen on a fifth of the labelled images.")
+@click.option("--repeats", type=click.IntRange(min=1), help="Seeds, each with labels, heads and crops of its own; results are means.")
+@click.option("--epochs", type=float, help="Passes over the labelled images; by default about 1,000 steps in 10 to 100 epochs.")
+@click.option("--batch", type=click.IntRange(min=2), help="Images a step; 64 by default, fewer where labels are few.")
+@click.option("--lr", type=float, help="Peak learning rate; by default one of four, chosen on a fifth of the labelled images.")
 @click.option("--views", metavar="V", help="A recipe of views that `gnothi recipes` lists; plain by default: crops and flips.")
-@click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Processes that read images; none by default.")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that read images; none by default.")
 @click.option("--out", metavar="FOLDER", help="Keep the runs there: the same command then goes on with them, and their last states are encoders.")
 def finetune(repeats: int | None, control: bool, out: str | None, **common: Any) -> None:
     """Accuracy of networks that go on learning from labels, all of them or a few; the test images are looked at once, after the last epoch.
 
-    The same rows for every encoder. --freeze L --anew is the non-linear table of papers: blocks up to L are kept, the others trained from scratch.
+    The same rows for every encoder. --freeze N --anew is the non-linear table of papers: blocks up to N are kept, the others trained from scratch.
     """
     from gnothi import evaluate as evaluation
 
@@ -137,20 +135,20 @@ def multilabel(kinds: tuple[str, ...], annotations: str | None, **common: Any) -
 @measured
 @click.option("--frozen", is_flag=True, help="Over the frozen network, too.")
 @click.option("--control", is_flag=True, help="The same architectures from random weights, too.")
-@click.option("--repeats", type=click.IntRange(min=1), default=1, metavar="N", help="Seeds of heads, order and random weights; results are means.")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of training; 1,000 by default.")
-@click.option("--batch", type=click.IntRange(min=1), metavar="B", help="Images a step; 4 by default.")
-@click.option("--lr", type=float, metavar="R", help="Peak learning rate; by default 0.02 for 16 images, in proportion.")
-@click.option("--size", type=click.IntRange(min=32), metavar="S", help="Shorter side of the images in pixels; 320 by default.")
-@click.option("--levels", type=click.IntRange(min=1), metavar="L", help="Blocks that feed the pyramid, at most; 4 by default, 1 for a single level.")
-@click.option("--width", type=click.IntRange(min=8), metavar="W", help="Channels of the pyramid; 256 by default.")
-@click.option("--regions", type=click.IntRange(min=8), metavar="R", help="Proposals of an image on which the head is trained; 512 by default.")
-@click.option("--proposals", type=click.IntRange(min=8), metavar="P", help="Proposals that are kept, of an image and level; 1,000 by default.")
+@click.option("--repeats", type=click.IntRange(min=1), default=1, help="Seeds of heads, order and random weights; results are means.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of training; 1,000 by default.")
+@click.option("--batch", type=click.IntRange(min=1), help="Images a step; 4 by default.")
+@click.option("--lr", type=float, help="Peak learning rate; by default 0.02 for 16 images, in proportion.")
+@click.option("--size", type=click.IntRange(min=32), help="Shorter side of the images in pixels; 320 by default.")
+@click.option("--levels", type=click.IntRange(min=1), help="Blocks that feed the pyramid, at most; 4 by default, 1 for a single level.")
+@click.option("--width", type=click.IntRange(min=8), help="Channels of the pyramid; 256 by default.")
+@click.option("--regions", type=click.IntRange(min=8), help="Proposals of an image on which the head is trained; 512 by default.")
+@click.option("--proposals", type=click.IntRange(min=8), help="Proposals that are kept, of an image and level; 1,000 by default.")
 @click.option(
-    "--norm", type=click.Choice(["fixed", "batch"]), help="BatchNorm's statistics: fixed after training images were seen (default), or by batch."
+    "--norm", type=click.Choice(["fixed", "batch"]), help="BatchNorm's statistics: fixed at those of training images (default), or by batch."
 )
-@click.option("--images", type=click.IntRange(min=1), metavar="N", help="Train on at most so many.")
-@click.option("--test-images", type=click.IntRange(min=1), metavar="N", help="Test on at most so many.")
+@click.option("--images", type=click.IntRange(min=1), help="Train on at most so many.")
+@click.option("--test-images", type=click.IntRange(min=1), help="Test on at most so many.")
 @click.option("--annotations", metavar="FOLDER", help="PASCAL VOC files; by default Annotations in the folder of images or beside it.")
 @click.option("--out", metavar="FOLDER", help="Keep the runs there: the same command then goes on with them.")
 def detect(frozen: bool, control: bool, repeats: int, annotations: str | None, out: str | None, **common: Any) -> None:
@@ -205,7 +203,7 @@ def layers(metrics: tuple[str, ...], plot: str | None, **common: Any) -> None:
 @measured
 @click.option("--metric", "metrics", type=click.Choice(["knn", "linear", "retrieval"]), multiple=True, help="By default what the data allow.")
 @click.option("--annotations", metavar="FOLDER", help="PASCAL VOC files or masks; by default Annotations or masks beside the images.")
-@click.option("--size", type=click.IntRange(min=1), metavar="S", help="Side of the images as the networks see them; their own by default.")
+@click.option("--size", type=click.IntRange(min=1), help="Side of the images as the networks see them; their own by default.")
 @click.option("--images", type=click.IntRange(min=4), help="At most so many; 1,000 by default.")
 @click.option("-k", type=int, help="Neighbours that vote; 20 by default.")
 @click.option("--temperature", type=float, help="A neighbour's vote is exp(similarity / temperature); 0.07 by default.")
