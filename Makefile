@@ -24,6 +24,7 @@ bench: .venv/.installed-test
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.search
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.ensemble
 	$(BIN)/python -m benchmarks.auxiliaries
 	$(BIN)/python -m benchmarks.local_memory
 	$(BIN)/python -m benchmarks.clusters
