@@ -141,8 +141,6 @@ def _query(image: str, found: Gallery, encoder: Encoder, settings: DataSpec) -> 
 
 def _layout(path: str, found: Gallery, encoder: Encoder, settings: DataSpec) -> Layout:
     """The form that a file's image gets: that of the images it is compared with, where they are there."""
-    if isinstance(found.source, FolderSource):
-        return found.source.layout
     if found.source is not None:
         return Layout(found.source.channels, str(found.source.dtype).removeprefix("torch."), settings.channels is not None)
     own = agree([header(path)[2]])
