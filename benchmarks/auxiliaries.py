@@ -127,22 +127,27 @@ def main() -> None:
         print(json.dumps(measure(Case(**json.loads(given.one)), given.at)))
         return
     shape = {"backbone": given.backbone, "batch": given.batch, "steps": given.steps, "device": given.device}
-    cases = [Case(m, name, own, **shape) for m in given.names or METHODS for name, own in BESIDE.items()]
-    found: dict[str, dict[str, Any]] = {}
+    print(f"{'method':<8}{'beside':<30}{'time':>8}{'operations':>12}{'memory':>14}")
     with tempfile.TemporaryDirectory() as folder:
         data = str(write_data(Path(folder))["memory"])
-        for _ in range(given.rounds):
-            for case in cases:
-                new, key = apart(case, data), f"{case.method} {case.beside}"
-                found[key] = {**asdict(case), **new, "seconds": min(new["seconds"], found.get(key, new)["seconds"])}
-    print(f"{'method':<8}{'beside':<30}{'time':>8}{'operations':>12}{'memory':>14}")
-    for row in found.values():
-        base = found[f"{row['method']} nothing"]
-        more = (row["memory"] - base["memory"]) / 2**20
-        times, counted = row["seconds"] / base["seconds"], row["flops"] / base["flops"]
-        print(f"{row['method']:<8}{row['beside']:<30}{times:>8.2f}{counted:>12.2f}{more:>10.0f} MiB")
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    write_text(RESULTS, json.dumps(known | found, indent=1) + "\n")
+        for method in given.names or METHODS:
+            found = rounds([Case(method, name, own, **shape) for name, own in BESIDE.items()], data, given.rounds)
+            base = found[f"{method} nothing"]
+            for row in found.values():
+                times, counted, more = row["seconds"] / base["seconds"], row["flops"] / base["flops"], (row["memory"] - base["memory"]) / 2**20
+                print(f"{method:<8}{row['beside']:<30}{times:>8.2f}{counted:>12.2f}{more:>10.0f} MiB", flush=True)
+            known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            write_text(RESULTS, json.dumps(known | found, indent=1) + "\n")
+
+
+def rounds(cases: list[Case], data: str, many: int) -> dict[str, dict[str, Any]]:
+    """Every case in turn, again and again; of each the fastest."""
+    found: dict[str, dict[str, Any]] = {}
+    for case in cases * many:
+        new, key = apart(case, data), f"{case.method} {case.beside}"
+        found[key] = {**asdict(case), **new, "seconds": min(new["seconds"], found.get(key, new)["seconds"])}
+        print(f"{key}: {new['seconds']:.3f} s", file=sys.stderr, flush=True)
+    return found
 
 
 if __name__ == "__main__":

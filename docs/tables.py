@@ -13,6 +13,7 @@ from scipy import stats
 from gnothi.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
+IMAGENET = 1_280_000
 
 
 def results(name: str, folder: str = "experiments") -> Any:
@@ -151,7 +152,7 @@ def local_memory() -> str:
 
 
 def clusters() -> str:
-    """Measured, and in words what ten times as many rows would take: the passes grow with the rows, all else stays."""
+    """Measured, and in words what as many rows as ImageNet has would take: the passes grow with the rows, all else stays."""
     rows = results("clusters", "benchmarks")
     if not rows:
         return "Not run yet."
@@ -160,10 +161,10 @@ def clusters() -> str:
         sizes = f"| {r['rows']:,} | {r['width']:,} | {r['clusters']:,} | {r['used']:,} | {r['passes']}"
         lines.append(f"{sizes} | {r['seconds']:.0f} s | {r['pass']:.1f} s | {r['peak'] / 2**20:.0f} MiB |")
     last = rows[-1]
-    once = last["pass"] * 10
-    minutes = (last["seconds"] - (last["passes"] + 1) * last["pass"] + (last["passes"] + 1) * once) / 60
-    ten = f"{10 * last['rows']:,} rows would take {once / 60:.1f} minutes a pass and {minutes:.0f} in all on this core, with the same memory."
-    return "\n".join([*lines, "", f"Seconds of one core. {ten}"])
+    once, passes = last["pass"] * IMAGENET / last["rows"], last["passes"] + 1  # one more says how many members each has
+    minutes = (last["seconds"] - passes * last["pass"] + passes * once) / 60
+    words = f"{IMAGENET:,} rows would take {once / 60:.1f} minutes a pass and {minutes:.0f} in all on this core, with the same memory."
+    return "\n".join([*lines, "", f"Seconds of one core. {words}"])
 
 
 TABLES: tuple[Callable[[], str], ...] = (

@@ -30,6 +30,8 @@ RESULTS = Path(__file__).parent / "results"
 TEST = 5000
 """Test images, the same number of every class."""
 EQUAL = " in equal time"
+VALUES, PLACE = ("value", "low", "high", "n"), ("block", "features", "flops")
+"""What is kept of a block's result."""
 BEST = "best"
 """Stands for the set of auxiliaries with the best k-NN on images held out of training, of those that a study's first call compared."""
 
@@ -181,7 +183,7 @@ class Study:
         for key, (data, test) in asked.items():
             results = evaluate.layers(list(names), data, test, metrics=("knn",), cache=str(self.out / "features"))
             found[key] = [
-                {"arm": names[r.encoder][0], "seed": names[r.encoder][1], "value": r.value, "low": r.low, "high": r.high, "n": r.n, **r.details}
+                {"arm": names[r.encoder][0], "seed": names[r.encoder][1], **{k: getattr(r, k) for k in VALUES}, **{k: r.details[k] for k in PLACE}}
                 for r in results
             ]
         return found

@@ -109,6 +109,6 @@ def test_costs_are_said_over_the_method_alone(made: Any) -> None:
         ["byol", "nothing", "0.500 s", "2.0 GFLOP", "100 MiB"],
         ["byol", "layers", "x 1.20", "x 1.50", "+20 MiB"],
     ]
-    row = {"rows": 1000, "width": 8, "clusters": 4, "used": 100, "passes": 5, "seconds": 100.0, "pass": 12.0, "peak": 2**20}
+    row = {"rows": 128_000, "width": 8, "clusters": 4, "used": 100, "passes": 5, "seconds": 100.0, "pass": 12.0, "peak": 2**20}
     write("clusters", [row], "benchmarks")
-    assert "10,000 rows would take 2.0 minutes a pass and 12 in all on this core" in tables.clusters()  # 28 s of fit, six passes of 120 s
+    assert "1,280,000 rows would take 2.0 minutes a pass and 12 in all on this core" in tables.clusters()  # 28 s of fit, six passes of 120 s
