@@ -34,6 +34,18 @@ def photos_sweep() -> str:
     return "\n".join(lines)
 
 
+def near_duplicates() -> str:
+    """Planted copies that were found, by kind."""
+    found = results("near_duplicates")
+    kinds = list(found["planted"])
+    lines = [f"| by | {' | '.join(kinds)} | other groups | cosine | outliers |", "|---" * (len(kinds) + 4) + "|"]
+    for name, row in found["rows"].items():
+        counts = " | ".join(f"{row[kind]} of {found['planted'][kind]}" for kind in kinds)
+        cosine = f"{row['cosine']:.4f} | {row['outliers']}" if "cosine" in row else " | "
+        lines.append(f"| {name if ' ' in name else f'`{name}`'} | {counts} | {len(row['others'])} | {cosine} |")
+    return "\n".join([*lines, "", f"{found['images']} photographs of flowers and {sum(found['planted'].values())} copies."])
+
+
 def advice() -> str:
     """What a verdict of collapse says, method by method."""
     rows = [f"| `{method}` | {text} |" for method, text in health.ADVICE.items()]
@@ -56,4 +68,4 @@ def example(name: str) -> Callable[[], str]:
     return write
 
 
-PARTS: tuple[Callable[[], str], ...] = (photos_sweep, advice, extras, *map(example, ("own_backbone", "own_method", "own_auxiliary")))
+PARTS: tuple[Callable[[], str], ...] = (photos_sweep, near_duplicates, advice, extras, *map(example, ("own_backbone", "own_method", "own_auxiliary")))
