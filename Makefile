@@ -6,7 +6,7 @@ RUN ?= runs/demo
 # Two test processes with a thread each; a test that computes is not helped by more.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all mutants bench check format docs package clean
+.PHONY: demo test test-all mutants bench check format docs package clean audit
 
 demo: .venv/.installed
 	$(BIN)/gnothi demo --out $(RUN)
@@ -19,6 +19,10 @@ test-all: .venv/.installed-test
 
 mutants: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
+
+audit: .venv/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python -m pip_audit --skip-editable --progress-spinner off
 
 bench: .venv/.installed-test
 	$(BIN)/python -m benchmarks.step

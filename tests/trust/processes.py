@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import torch
 from gnothi.randomness import generator
 
 HERE = Path(__file__).parent
-NOBODY = 65534
 SMALL = (
     "--epochs",
     "4",
@@ -42,19 +42,29 @@ def begin(*args: object, **more: object) -> subprocess.Popen[str]:
     )
 
 
-def end(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str]:
+def end(process: subprocess.Popen[str], seconds: float = 300) -> tuple[int, str]:
     """The exit code, and what was said on standard error."""
-    said = process.communicate(timeout=seconds)[1]
+    try:
+        said = process.communicate(timeout=seconds)[1]
+    finally:
+        process.kill()
     return process.returncode, said
 
 
-def script(code: str, *args: object, seconds: float = 120, **more: object) -> subprocess.CompletedProcess[str]:
+def script(code: str, *args: object, seconds: float = 300, **more: object) -> subprocess.CompletedProcess[str]:
     """Python code in a process of its own, beside the helpers of the tests."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parent}"}
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, env=env, timeout=seconds, **more)
 
 
-def until(true: Callable[[], object], seconds: float = 60) -> None:
+def without_rights() -> None:
+    """For a process before it starts: root's leave to pass over the rights of files, where it has it, is given up (Linux, capabilities(7))."""
+    drop, override, read_search = 24, 1, 2
+    for capability in (override, read_search):
+        ctypes.CDLL(None).prctl(drop, capability, 0, 0, 0)
+
+
+def until(true: Callable[[], object], seconds: float = 300) -> None:
     """Wait for something."""
     last = time.monotonic() + seconds
     while not true():
