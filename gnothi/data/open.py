@@ -50,8 +50,6 @@ class DataSpec(Spec):
     """Whether a torchvision data set that is not there may be downloaded; shards with a URL are then copied once, and read from the copy."""
     member: str | None = None
     """Which member of a shard's sample is the image, by its ending, such as ``seg.png``; by default the only one with an ending of images."""
-    window: int | None = Field(default=None, ge=1)
-    """Shuffle shards, and images in windows of so many: reads stay close together. By default every epoch is one shuffle of all images."""
     tile: int | None = Field(default=None, ge=4)
     """Side of tiles, pixels; by default 32 of ``photos`` and 256 of ``tiles:``."""
     overlap: int = Field(default=0, ge=0)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gnothi import distributed
 from gnothi.contracts import DataError, SettingError, Source, did_you_mean
 from gnothi.data import DataSpec
 from gnothi.data import open as open_data
-from gnothi.encoders.encoder import Encoder, Progress, load
+from gnothi.encoders.encoder import Encoder, Progress, load, spread
 from gnothi.training.checkpoint import replace_file
 
 Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
 """Row numbers [B] and their vectors [B, D], of images that could be read."""
 
 
+@distributed.together()
 def embed(
     encoder: str | Encoder,
     source: str | Source,
@@ -31,7 +34,8 @@ def embed(
 ) -> dict[str, Any]:
     """Embed a source and write a file, whole or not at all.
 
-    Parquet is written block by block; the other formats hold all vectors in memory once.
+    Parquet is written block by block; the other formats hold all vectors in memory once. Under ``torchrun`` each process embeds its share, and the
+    first one writes.
 
     Args:
         encoder: its name, or itself.
@@ -54,17 +58,23 @@ def embed(
     name = source if isinstance(source, str) else ""
     encoder = load(encoder, device) if isinstance(encoder, str) else encoder
     source = open_data(source, settings=settings) if isinstance(source, str) else source
+    distributed.start(distributed.device_of(device))  # a wrong name is said before processes wait for each other
     broken: list[str] = []
     about = {"encoder": encoder.name, "encoder_fingerprint": encoder.fingerprint, "source_fingerprint": source.fingerprint()}
     written = about | {"source": name, "source_images": str(len(source))}
     dim = encoder.width(source.channels)
-    replace_file(out, lambda temporary: FORMATS[out.suffix.lower()](temporary, source, dim, _whole(encoder, source, broken, progress), written))
+    blocks = _whole(encoder, source, broken, progress)
+    if distributed.rank():
+        deque(blocks, maxlen=0)
+    else:
+        replace_file(out, lambda temporary: FORMATS[out.suffix.lower()](temporary, source, dim, blocks, written))
+    distributed.barrier()
     return {"out": str(out), "n": len(source) - len(broken), "dim": dim, **about, "broken": broken}
 
 
 def _whole(encoder: Encoder, source: Source, broken: list[str], progress: Progress | None) -> Blocks:
     start = 0
-    for vectors in encoder.blocks(source, progress=progress):
+    for vectors in spread(encoder, source, progress=progress):
         rows = np.arange(start, start + len(vectors))
         good = ~np.isnan(vectors[:, 0])
         broken.extend(source.name(int(row)) for row in rows[~good])
@@ -93,25 +103,25 @@ def _parquet(path: Path, source: Source, dim: int, blocks: Blocks, about: dict[s
     types = {"name": pa.string(), "label": pa.int64(), "class": pa.string(), "group": pa.string(), "row": pa.int64()}
     fields = [pa.field(name, kind) for name, kind in types.items()]
     schema = pa.schema([*fields, pa.field("embedding", pa.list_(pa.float32(), dim))], metadata={f"gnothi.{k}": v for k, v in about.items()})
+    numbers, seen = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     with parquet.ParquetWriter(path, schema) as writer:
         for rows, vectors in blocks:
+            numbers.update(rows.astype("<i8").tobytes())
+            seen.update(np.ascontiguousarray(vectors, dtype="<f4").data)
             columns = [pa.array(values, types[name]) for name, values in _columns(source, rows).items()]
             flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float32())
             writer.write_table(pa.table([*columns, pa.FixedSizeListArray.from_arrays(flat, dim)], schema=schema))
+        writer.add_key_value_metadata({"gnothi.digest": numbers.hexdigest() + seen.hexdigest()})
 
 
 def _together(source: Source, dim: int, blocks: Blocks) -> dict[str, np.ndarray]:
     """Everything at once: embeddings [N, D] float32, rows [N] int64, names [N] text; labels, classes and groups where there are any."""
     parts = list(blocks)
-    numbers, seen = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     rows = np.concatenate([np.empty(0, dtype=np.int64), *(r for r, _ in parts)])
     arrays = {"embeddings": np.concatenate([np.empty((0, dim), dtype=np.float32), *(v for _, v in parts)]), "rows": rows}
-            numbers.update(rows.astype("<i8").tobytes())
-            seen.update(np.ascontiguousarray(vectors, dtype="<f4").data)
     arrays["names"] = np.array([source.name(int(row)) for row in rows], dtype=np.str_)
     if source.labels is not None:
         arrays["labels"] = source.labels[rows].astype(np.int64)
-        writer.add_key_value_metadata({"gnothi.digest": numbers.hexdigest() + seen.hexdigest()})
         arrays["classes"] = np.array(source.classes or [], dtype=np.str_)
     if source.groups is not None:
         arrays["groups"] = source.groups[rows].astype(np.str_)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gnothi import distributed
 from gnothi.contracts import DataError, EncoderError, Source, did_you_mean
 from gnothi.distributed import device_of
 from gnothi.encoders.inputs import channels_first
@@ -125,6 +126,31 @@ class Encoder:
                 row = int(rows[np.array(whole)[broken][0]])
                 raise EncoderError(f"{self.name} gives {source.name(row)} a vector that is not finite; its weights are broken")
         return vectors
+
+
+def spread(
+    encoder: Encoder, source: Source, rows: Sequence[int] | np.ndarray | None = None, progress: Progress | None = None
+) -> Iterator[np.ndarray]:
+    """``Encoder.blocks`` by all processes of ``torchrun``, each with its share of the rows; every one gets all vectors, and all must ask.
+
+    In a round, each process embeds BLOCK rows that follow each other; of what is left for the last round, the same number or one more or less.
+    """
+    rows = np.arange(len(source)) if rows is None else np.asarray(rows, dtype=np.int64)
+    world, rank = distributed.world(), distributed.rank()
+    if world == 1:
+        yield from encoder.blocks(source, rows, progress)
+        return
+    rounds = [rows[i : i + BLOCK * world] for i in range(0, len(rows), BLOCK * world)]
+    mine = [part[rank * len(part) // world : (rank + 1) * len(part) // world] for part in rounds]
+    blocks = encoder.blocks(source, np.concatenate([rows[:0], *mine]))
+    held, done = np.empty((0, encoder.width(source.channels)), dtype=np.float32), 0
+    for part, own in zip(rounds, mine, strict=True):
+        while len(held) < len(own):
+            held = np.concatenate([held, next(blocks)])
+        yield distributed.join(torch.from_numpy(held[: len(own)])).numpy()
+        held, done = held[len(own) :], done + len(part)
+        if progress is not None and rank == 0:
+            progress(done, len(rows))
 
 
 def wrong_channels(name: str, wanted: int, found: int) -> str:

@@ -6,15 +6,17 @@ import hashlib
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gnothi.contracts import Source
+from gnothi import distributed
+from gnothi.contracts import EncoderError, Source
 from gnothi.data import Subset
-from gnothi.encoders.encoder import Encoder, Progress
+from gnothi.encoders.encoder import Encoder, Progress, spread
 from gnothi.training.checkpoint import replace_file, write_text
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ def features(
     rows: Sequence[int] | np.ndarray | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
+    shared: bool = False,
 ) -> np.ndarray:
     """The vectors of a source, from disk where they are there, else computed and kept.
 
@@ -40,19 +43,31 @@ def features(
         rows: some of them, in this order; all by default.
         cache: the folder to keep them in; ``folder`` says the default.
         progress: told how many are done, where they are computed.
+        shared: all processes of ``torchrun`` ask, and each computes its share; the first writes.
 
     Returns:
         [N, D] float32, memory-mapped and read-only; a row of NaN for each image that cannot be read.
+
+    Raises:
+        EncoderError: a process does not see what the first one wrote.
     """
     chosen = source if rows is None else Subset(source, rows)
     path = folder(cache) / f"{encoder.fingerprint}-{chosen.fingerprint()}.npy"
     shape = (len(chosen), encoder.width(source.channels))
     found = _read(path, shape)
-    if found is None:
+    everywhere = all(distributed.gather_objects(found is not None)) if shared else found is not None
+    if not everywhere:
         about = {"encoder": encoder.name, "encoder_fingerprint": encoder.fingerprint, "source_fingerprint": chosen.fingerprint(), "shape": shape}
-        _write(path, shape, encoder.blocks(source, rows, progress), about)
+        blocks = spread(encoder, source, rows, progress) if shared else encoder.blocks(source, rows, progress)
+        if shared and distributed.rank():
+            deque(blocks, maxlen=0)
+        else:
+            _write(path, shape, blocks, about)
+        if shared:
+            distributed.barrier()
         found = _read(path, shape)
-    assert found is not None
+    if found is None:
+        raise EncoderError(f"{path} is not seen by process {distributed.rank()}; set GNOTHI_CACHE to a folder that all processes share")
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gnothi import distributed
 from gnothi.contracts import DataError, SettingError, Source, did_you_mean
 from gnothi.data import DataSpec, holdout, splits
 from gnothi.data import open as open_data
@@ -47,6 +48,7 @@ class Split:
     """Where they come from."""
 
 
+@distributed.together()
 def run(
     kind: str,
     encoders: Sequence[str | Encoder],
@@ -75,7 +77,8 @@ def run(
         options: of the kind: k, temperature, distance or preset; protocol and fraction.
 
     Returns:
-        One result an encoder, in order. ``details["paired"]`` of all but the first: the difference to the first with its interval.
+        One result an encoder, in order. ``details["paired"]`` of all but the first: the difference to the first with its interval. Under
+        ``torchrun`` each process embeds its share, the first one measures, and the others get no results.
 
     Raises:
         SettingError: there is no such kind or option.
@@ -87,8 +90,13 @@ def run(
     options = chosen(kind, options)
     opened = [load(e, device) if isinstance(e, str) else e for e in encoders]
     rows = split(data, test, settings, seed)
-    vectors = ((e.name, vectors_of(e, rows.train, cache, progress), vectors_of(e, rows.test, cache, progress)) for e in opened)
-    return measure(kind, vectors, rows, options, seed)
+    distributed.start(distributed.device_of(device))  # a wrong name is said before processes wait for each other
+    vectors: Iterable[tuple[str, np.ndarray, np.ndarray]] = (
+        (e.name, vectors_of(e, rows.train, cache, progress), vectors_of(e, rows.test, cache, progress)) for e in opened
+    )
+    if distributed.world() > 1:
+        vectors = list(vectors)  # memory-mapped; nobody waits for the first process while it measures
+    return [] if distributed.rank() else measure(kind, vectors, rows, options, seed)
 
 
 def measure(kind: str, vectors: Iterable[tuple[str, np.ndarray, np.ndarray]], rows: Split, options: dict[str, Any], seed: int) -> list[Result]:
@@ -120,7 +128,7 @@ def measure(kind: str, vectors: Iterable[tuple[str, np.ndarray, np.ndarray]], ro
 
 def vectors_of(encoder: Encoder, part: Part, cache: str | None, progress: Progress | None) -> np.ndarray:
     """[N, D] of the rows of a part, from the store of features."""
-    vectors = features(encoder, part.source, cache=cache, progress=progress)
+    vectors = features(encoder, part.source, cache=cache, progress=progress, shared=True)
     vectors = vectors if len(part.rows) == len(vectors) else vectors[part.rows]  # all of them stay on the disk
     if np.isnan(vectors[:, 0]).all():
         raise DataError(f"none of the {len(part.rows)} images of {part.words} can be read, the first is {part.source.name(int(part.rows[0]))}")
