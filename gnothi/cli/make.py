@@ -57,16 +57,21 @@ def export(encoder: str, to: str, onnx: bool | None, data: str | None, as_json: 
 
 @click.command()
 @click.argument("run")
+@click.option("--results", multiple=True, metavar="FILE", help="What a verb that measures printed with --json, to be shown too; repeat it.")
 @click.option("--out", metavar="FILE", help="The page; by default report.html in the run's folder.")
 @AS_JSON
-def report(run: str, out: str | None, as_json: bool) -> None:
+def report(run: str, results: tuple[str, ...], out: str | None, as_json: bool) -> None:
     """Write the page of a run.
 
     The verdict, curves, health, views, neighbours, a map and results, in one file that loads nothing else.
-    """
+
+    \b
+    gnothi evaluate layers runs/mine --data my-images --json > layers.json
+    gnothi report runs/mine --results layers.json
+    """  # noqa: D301
     from gnothi.report import write
 
-    page = write(Path(run), out=Path(out) if out else None)
+    page = write(Path(run), files=results, out=Path(out) if out else None)
     told(as_json, {"report": str(page)}, lambda: str(page))
 
 

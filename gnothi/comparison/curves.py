@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from gnothi.report.charts import COLOURS, HEIGHT, WIDTH, Curve, Figure, line_chart, percent
+from gnothi.report.charts import COLOURS, HEIGHT, WIDTH, Curve, Figure, line_chart, over_one_x, percent
 from gnothi.report.frame import style
 
 UNITS = {"epoch": "epochs", "seconds": "seconds"}
@@ -73,13 +72,8 @@ def figures(record: Mapping[str, Any]) -> list[Figure]:
 
 
 def shared(lines: Sequence[Along], unit: str) -> tuple[list[float], list[Curve]]:
-    """All arms over one x: straight between an arm's marks, a gap before its first and after its last."""
-    x = np.unique(np.concatenate([line.x[unit] for line in lines]))
-    drawn = []
-    for line in lines:
-        parts = [np.interp(x, line.x[unit], y, left=math.nan, right=math.nan).tolist() for y in (line.value, line.low, line.high)]
-        drawn.append(Curve(line.arm, *parts))
-    return x.tolist(), drawn
+    """All arms over one x."""
+    return over_one_x([(line.arm, line.x[unit].tolist(), (line.value.tolist(), line.low.tolist(), line.high.tolist())) for line in lines])
 
 
 def picture(charts: Sequence[Figure]) -> str:

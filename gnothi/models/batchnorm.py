@@ -103,7 +103,7 @@ def recount(network: nn.Module, batches: Iterable[Tensor]) -> None:
         for m in norms:
             m.momentum = 1 / (i + 1)
         network(images)
-    for m, training in modes.items():
-        m.training = training
+    for module, training in modes.items():
+        module.training = training
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum

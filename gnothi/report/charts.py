@@ -144,6 +144,17 @@ def thin(values: Sequence[float], points: int = 300) -> list[float]:
     return [float(part[np.isfinite(part)].mean()) if np.isfinite(part).any() else math.nan for part in parts]
 
 
+def over_one_x(lines: Sequence[tuple[str, Sequence[float], Sequence[Sequence[float]]]]) -> tuple[list[float], list[Curve]]:
+    """Curves with marks of their own over one x: straight between a curve's marks, a gap before its first and after its last.
+
+    Args:
+        lines: name, x [P] ascending, and y, low and high, [P] each.
+    """
+    x = np.unique(np.concatenate([at for _, at, _ in lines]))
+    drawn = [Curve(name, *(np.interp(x, at, y, left=math.nan, right=math.nan).tolist() for y in parts)) for name, at, parts in lines]
+    return x.tolist(), drawn
+
+
 def line_chart(
     x: Sequence[float], curves: Sequence[Curve], *, x_name: str, label: str, x_range: tuple[float, float] | None = None, log: bool = False
 ) -> Markup:

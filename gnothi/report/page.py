@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gnothi.report import curves, frame, matches, record, sections, summary
+from gnothi.contracts import EncoderError
+from gnothi.report import curves, frame, layers, matches, record, sections, summary
 from gnothi.report.material import Sample, samples
 from gnothi.training.checkpoint import write_text
 
@@ -43,21 +44,27 @@ class Once:
         return self.found[0]
 
 
-def write(run: Path | str, *, results: Sequence[dict[str, Any]] | None = None, out: Path | None = None) -> Path:
+def write(run: Path | str, *, results: Sequence[dict[str, Any]] | None = None, files: Sequence[Path | str] = (), out: Path | None = None) -> Path:
     """Draw the page of a run.
 
     Args:
         run: the run folder.
         results: evaluations as ``Result.to_dict`` gives them; by default those in the folder's ``results.json``.
+        files: what ``--json`` of verbs that measure printed, shown too.
         out: where the page goes; ``report.html`` in the run folder by default.
 
     Returns:
         The file written.
 
     Raises:
-        RunError: the folder is not a run's.
+        EncoderError: the folder is not a run's, or a file holds no results.
     """
     found = record.read(Path(run), None if results is None else list(results))
+    for path in map(Path, files):
+        more = record.results_of(path)
+        if not more:
+            raise EncoderError(f"{path}: holds no results; `gnothi evaluate ... --json > {path}` writes some")
+        found.results.extend(more)
     out = out or found.folder / "report.html"
     opened = Once(lambda: samples(found))
     write_text(out, render(found, parts(found, opened)))
@@ -70,6 +77,7 @@ def parts(found: record.Record, opened: Callable[[], tuple[Sample, Sample]]) -> 
     return [
         _section("results", "What it can tell apart", lambda: _some(summary.tables(found), "the run folder holds no results.json")),
         _section("curves", "How training went", lambda: _some(curves.figures(found), "metrics.jsonl holds no numbers")),
+        *([_section("layers", "Block by block", lambda: layers.figures(found))] if layers.wanted(found) else []),
         _section("views", "What the network saw", lambda: sections.views(found)),
         *([_section("matches", "Which patches belong together", lambda: matches.matches(found))] if matches.wanted(found) else []),
         _section("neighbours", "Nearest neighbours", lambda: sections.neighbours(*opened(), seed)),

@@ -67,10 +67,7 @@ def read(folder: Path, results: list[dict[str, Any]] | None = None) -> Record:
     except RunError as error:
         raise EncoderError(str(error)) from None
     if results is None:
-        found = _json(folder / "results.json", [])
-        results = found.get("results", []) if isinstance(found, dict) else found
-        if not isinstance(results, list):
-            raise EncoderError(f"{folder / 'results.json'}: must hold a list of results")
+        results = results_of(folder / "results.json") if (folder / "results.json").is_file() else []
     return Record(
         folder=folder,
         settings=_group(spec, "settings", folder),
@@ -82,6 +79,22 @@ def read(folder: Path, results: list[dict[str, Any]] | None = None) -> Record:
         environment=_object(folder / "environment.json"),
         results=[r for r in results if _is_result(r)],
     )
+
+
+def results_of(path: Path) -> list[dict[str, Any]]:
+    """The results of a file: a list of them, one alone, or what ``--json`` of a verb that measures printed.
+
+    Raises:
+        EncoderError: there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise EncoderError(f"{path}: no such file; `gnothi evaluate ... --json > {path}` writes one")
+    found = _json(path, [])
+    if isinstance(found, dict):
+        found = found.get("results", [found])
+    if not isinstance(found, list):
+        raise EncoderError(f"{path}: must hold a list of results")
+    return [r for r in found if _is_result(r)]
 
 
 def _group(spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:

@@ -75,9 +75,14 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def whole(record: Record) -> list[dict[str, Any]]:
+    """Results of whole encoders; those of single blocks have a section of their own."""
+    return [r for r in record.results if "block" not in r.get("details", {})]
+
+
 def headlines(record: Record) -> list[Headline]:
     """The numbers to see first: accuracies of the run's encoder, then time and health."""
-    found = [_accuracy(record, metric) for metric in dict.fromkeys(r["metric"] for r in record.results)]
+    found = [_accuracy(record, metric) for metric in dict.fromkeys(r["metric"] for r in whole(record))]
     train, health = record.lines("train"), record.lines("health")
     if not record.results and (during := [m for m in record.lines("evaluation") if m.get("metric") == "knn"]):
         found.append(Headline(percent(during[-1]["value"]), "k-NN accuracy", f"on {during[-1].get('n', '?')} held-out images"))
@@ -96,7 +101,7 @@ def headlines(record: Record) -> list[Headline]:
 
 
 def _accuracy(record: Record, metric: str) -> Headline | None:
-    rows = [r for r in record.results if r["metric"] == metric]
+    rows = [r for r in whole(record) if r["metric"] == metric]
     own = next((r for r in rows if record.own(r["encoder"])), None)
     if own is None:
         return None
@@ -110,11 +115,11 @@ def _accuracy(record: Record, metric: str) -> Headline | None:
 
 def tables(record: Record) -> list[Table]:
     """The evaluations, a table a metric."""
-    return [_table(record, metric) for metric in dict.fromkeys(r["metric"] for r in record.results)]
+    return [_table(record, metric) for metric in dict.fromkeys(r["metric"] for r in whole(record))]
 
 
 def _table(record: Record, metric: str) -> Table:
-    results = sorted((r for r in record.results if r["metric"] == metric), key=lambda r: -r["value"])
+    results = sorted((r for r in whole(record) if r["metric"] == metric), key=lambda r: -r["value"])
     ranges = [(r["value"], _end(r, "low"), _end(r, "high")) for r in results]
     ends, share = span(ranges), all(0 <= v <= 1 for r in ranges for v in r)
     text = percent if share else show

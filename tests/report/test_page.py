@@ -4,6 +4,7 @@ import shlex
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,46 @@ def test_a_whole_run_gives_every_section_once(run):
     assert "Not shown" not in page.text
     assert "Healthy" in page.text and "82.0 %" in page.text and "cosine, k = 20, T = 0.07" in page.text
     assert len([a for t, a in page.found if t == "svg" and "data-chart" in a]) == 8
+
+
+def by_block(encoder: str = "trained", start: float = 0.4) -> list[dict[str, Any]]:
+    """Four blocks by two metrics, as `gnothi evaluate layers` has them; the last block before and after its norm."""
+    places = [(0, "pooled"), (1, "pooled"), (2, "pooled"), (3, "pooled"), (3, "final")]
+    return [
+        {"encoder": encoder, "metric": metric, "value": value, "low": value - 0.02, "high": value + 0.03, "n": 960, "protocol": "k = 20"}
+        | {"details": {"block": block, "blocks": 4, "features": features, "flops": 10**7 * (block + 1) ** 2, "share": (block + 1) ** 2 / 16}}
+        for j, (block, features) in enumerate(places)
+        for metric, value in (("knn", start + 0.1 * j), ("linear", start + 0.1 * j - 0.05 * block))
+    ]
+
+
+def test_blocks_have_charts_of_their_own_and_leave_the_tables_alone(run, tmp_path):
+    file = tmp_path / "layers.json"
+    file.write_text(json.dumps({"results": by_block() + by_block("untrained", 0.2)}))
+    page = Page(report.write(run, results=made_up_results(), files=[file]).read_text(encoding="utf-8"))
+    charts = [json.loads(a["data-chart"]) for t, a in page.found if t == "svg" and "data-chart" in a]
+    knn, linear = (c for c in charts if c["name"] == "GFLOPs")
+    assert knn["x"] == [0.01, 0.04, 0.09, 0.16]
+    assert [c["name"] for c in knn["curves"]] == ["trained", "trained, final", "untrained", "untrained, final"]
+    assert knn["curves"][0]["y"] == pytest.approx([0.4, 0.5, 0.6, 0.7]) and knn["curves"][1]["y"] == [None, None, None, pytest.approx(0.8)]
+    assert linear["curves"][2]["y"] == pytest.approx([0.2, 0.25, 0.3, 0.35])
+    assert "70.0 % after block 4 of 4" in page.text and "final: each block's vector" in page.text
+    before = Page(report.write(run, results=made_up_results()).read_text(encoding="utf-8"))
+    assert "layers" in page.ids and "layers" not in before.ids
+    rows = [[t for t, a in p.found if t == "tr"] for p in (page, before)]
+    assert len(rows[0]) == len(rows[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("{", "not JSON"), ("[1]", "holds no results"), ('{"results": 3}', "must hold a list"), (None, "no such file")]
+)
+def test_a_file_without_results_is_refused_in_a_line(run, tmp_path, text, expected):
+    file = tmp_path / "some.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(EncoderError, match=expected) as caught:
+        report.write(run, files=[file])
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_page_refers_to_nothing_outside_itself(run):
@@ -223,7 +264,7 @@ def test_what_is_not_a_run_is_refused_in_a_line(tmp_path):
     with pytest.raises(EncoderError, match=r"not a run folder, spec\.json is missing"):
         report.write(tmp_path)
     (tmp_path / "spec.json").write_text("{")
-    with pytest.raises(EncoderError, match=r"spec\.json: not JSON"):
+    with pytest.raises(EncoderError, match=r"spec\.json cannot be read"):
         report.write(tmp_path)
 
 
