@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gnothi.contracts import RunError
 from gnothi.ensemble.rows import Rows
 from gnothi.training import checkpoint
 
@@ -34,8 +35,7 @@ class Bank:
             if self.folder is not None:
                 self.held.clear()
             if version:
-                assert self.folder is not None
-                self.held[number] = self.load(checkpoint.read(checkpoint.path_of(self._place(number), version))[0])
+                self.held[number] = self.load(self._read(checkpoint.path_of(self._place(number), version)))
             else:
                 self.held[number] = self.begin(self.parts[number])
         return self.held[number]
@@ -57,6 +57,12 @@ class Bank:
             if self.folder is not None and sum(map(len, found)) >= most:
                 return torch.cat(found)[:most]
         return torch.cat(found)
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        try:
+            return checkpoint.read(path)[0]
+        except RunError as error:
+            raise RunError(f"{error}; remove {self.folder} to fit anew") from None
 
     def _place(self, number: int) -> Path:
         assert self.folder is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from gnothi.ensemble.fitting import Fit
 from gnothi.ensemble.members import Features, exponent, moments, rows_of, spectrum
 from gnothi.ensemble.scaling import scaling
 from gnothi.randomness import generator, seeded
+from gnothi.training.lock import owned
 
 D = TypeVar("D", bound=Descent)
 SAMPLE = 2000
@@ -41,10 +43,11 @@ def descent(features: Features, spec: DescentSpec, known: Known) -> Descent:
 def descended(model: D, features: Features, known: Known) -> D:
     """Fit a model that has begun."""
     kept, held = divided(len(features[0]), model.spec, known.seed)
-    loop = Fit(model, features, kept, known.seed, known.folder, known.hears)
-    history = loop.run(held)
-    few = kept[:FINISHED]
-    codes = loop.codes(FINISHED) if model.free else model.start.transform([rows_of(x, few) for x in features])
+    with contextlib.nullcontext() if known.folder is None else owned(known.folder):
+        loop = Fit(model, features, kept, known.seed, known.folder, known.hears)
+        history = loop.run(held)
+        few = kept[:FINISHED]
+        codes = loop.codes(FINISHED) if model.free else model.start.transform([rows_of(x, few) for x in features])
     model.trained = kept[: len(codes)], codes
     finish(model, features, history)
     return model

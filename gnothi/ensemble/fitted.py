@@ -108,10 +108,7 @@ def make(
     """
     folder, options = Path(out).expanduser(), options or {}
     spec = settings_of(combiner, options)
-    if folder.exists() and (
-        not folder.is_dir() or (not all(p.name.startswith(UNFINISHED) for p in folder.iterdir()) and not (folder / ABOUT).exists())
-    ):
-        raise SettingError(f"--out {folder} exists and is no ensemble; name a new folder")
+    _free(folder)
     source = open_data(data, settings=settings, split="train") if isinstance(data, str) else data
     members = [load(name, device) for name in encoders]
     vectors, rows = together([features(m, source, cache=cache, progress=progress) for m in members])
@@ -124,6 +121,14 @@ def make(
     for done in folder.glob(UNFINISHED + "*"):
         shutil.rmtree(done)
     return EnsembleEncoder(str(out), made, members, source.channels, {})
+
+
+def _free(folder: Path) -> None:
+    """Refuse what is neither new nor an ensemble's, finished or not."""
+    if not folder.exists() or (folder / ABOUT).exists():
+        return
+    if not folder.is_dir() or not all(p.name.startswith(UNFINISHED) for p in folder.iterdir()):
+        raise SettingError(f"--out {folder} exists and is no ensemble; name a new folder")
 
 
 def write(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,6 +22,7 @@ from gnothi.randomness import generator
 from gnothi.schedules import cosine
 from gnothi.training import checkpoint
 
+log = logging.getLogger(__name__)
 CHECKS = 5
 """How often the held-out rows are looked at during a fit."""
 EVERY = 20.0
@@ -183,8 +186,12 @@ class Fit:
         self.written = time.monotonic()
 
     def _resume(self) -> None:
-        newest = None if self.folder is None else checkpoint.newest(self.folder)
-        if newest is None:
+        if self.folder is None:
+            return
+        newest = checkpoint.newest(self.folder, log.warning)
+        if newest is None:  # shards without the rest are of no use
+            for left in self.folder.glob("shard-*"):
+                shutil.rmtree(left)
             return
         tensors, about = checkpoint.read(newest)
         self.state = State(**{k: about[k] for k in asdict(self.state)})

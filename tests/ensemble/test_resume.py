@@ -18,10 +18,11 @@ from test_descent import drawn as features_drawn
 from test_fitted import drawn, made
 from torch import Tensor
 
-from gnothi.contracts import RunError
+from gnothi.contracts import RunError, SettingError
 from gnothi.ensemble import Ensemble, fit, make
 from gnothi.ensemble.bank import Bank
 from gnothi.training import checkpoint
+from gnothi.training.lock import owned
 
 SMALL: dict[str, Any] = {"width": 6, "hidden": 16, "epochs": 7, "batch": 32, "shard": 50, "drop": 0.3, "l2": 1e-3, "holdout": 0.1}
 
@@ -141,7 +142,20 @@ def test_a_shard_that_was_altered_is_named(features: list[Tensor], tmp_path: Pat
     cut_at(features, "descent", tmp_path, 30, **SMALL)
     for path in tmp_path.glob("shard-*/*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1] + b"\x07")
-    with pytest.raises(RunError, match="altered since it was written"):
+    with pytest.raises(RunError, match=f"altered since it was written .*; remove {tmp_path} to fit anew$"):
+        fit(features, "descent", folder=tmp_path, **SMALL)
+
+
+def test_without_a_state_that_can_be_read_a_fit_begins_anew(features: list[Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cut_at(features, "descent", tmp_path, 30, **SMALL)
+    (state,) = tmp_path.glob("step-*.safetensors")
+    state.write_bytes(state.read_bytes()[:-1] + b"\x07")
+    assert same(fit(features, "descent", folder=tmp_path, **SMALL), fit(features, "descent", **SMALL))
+    assert "altered since it was written" in caplog.text
+
+
+def test_two_fits_of_the_same_are_not_at_work_in_the_same_place(features: list[Tensor], tmp_path: Path) -> None:
+    with owned(tmp_path), pytest.raises(SettingError, match="is in use by another run"):
         fit(features, "descent", folder=tmp_path, **SMALL)
 
 
