@@ -291,9 +291,11 @@ def _becomes(form: str, channels: int) -> str:
 def group_lines(what: str, groups: list[list[str]]) -> list[str]:
     """How many images are more than one of their group, and the first groups by name."""
     surplus = sum(len(group) - 1 for group in groups)
-    lines = [f"{what}: {surplus:,}" + (f", of {len(groups):,} pictures" if groups else "")]
+    lines = [f"{what}: {surplus:,}" + (f", of {len(groups):,} picture{'s' * (len(groups) > 1)}" if groups else "")]
     lines += ["  " + " = ".join(group[:4]) + (f" and {len(group) - 4:,} more" if len(group) > 4 else "") for group in groups[:SHOWN]]
-    return lines + ([f"  and {len(groups) - SHOWN:,} pictures more (--json lists all)"] if len(groups) > SHOWN else [])
+    return lines + (
+        [f"  and {len(groups) - SHOWN:,} picture{'s' * (len(groups) > SHOWN + 1)} more (--json lists all)"] if len(groups) > SHOWN else []
+    )
 
 
 def _shared_lines(shared: dict[str, list[list[str]]] | None) -> list[str]:

@@ -79,11 +79,17 @@ class Resolved:
         held = f" ({len(self.held)} more held out)" if len(self.held) else ""
         classes = f", {len(self.source.classes)} classes" if self.source.classes else ""
         return (
-            f"{s.data.name}: {len(self.kept)} images{held}, {self.source.channels} channels{classes}\n"
+            f"{s.data.name}: {_count(len(self.kept), 'image')}{held}, {_count(self.source.channels, 'channel')}{classes}\n"
             f'recipe "{self.recipe}": {s.method.name} on {s.backbone.name}, crops of {s.views.size} px by "{s.views.recipe}", '
-            f"{t.epochs:g} epochs of {self.per_epoch} steps, batch {t.batch}, {s.optimiser.name} at {s.optimiser.lr:g}, "
-            f"{self.device.type}, {t.precision}, {self.threads} threads, {self.workers} loader processes"
+            f"{_count(t.epochs, 'epoch')} of {_count(self.per_epoch, 'step')}, batch {t.batch}, {s.optimiser.name} at {s.optimiser.lr:g}, "
+            f"{self.device.type}, {t.precision}, {_count(self.threads, 'thread')}, {_count(self.workers, 'loader process')}"
         )
+
+
+def _count(n: float | None, what: str) -> str:
+    """A number with its word: 1 epoch, 2 epochs."""
+    number = f"{n:,}" if isinstance(n, int) else f"{n:g}"
+    return f"{number} {what}" if n == 1 else f"{number} {what}{'es' if what.endswith('s') else 's'}"
 
 
 def resolve(data: str, *, recipe_name: str | None = None, settings: Mapping[str, Any] | None = None, device: str | None = None) -> Resolved:
