@@ -167,6 +167,14 @@ def clusters() -> str:
     return "\n".join([*lines, "", f"Seconds of one core. {words}"])
 
 
+def memory() -> str:
+    found = results("memory", "benchmarks")
+    if not found:
+        return "Not run yet."
+    rows = [f"| {part} | {seen['training']:.0f} MiB | {seen['loaders']:.0f} MiB |" for part, seen in found["MiB"].items()]
+    return "\n".join(["| of the epoch | main process | loader process |", "|---|---|---|", *rows])
+
+
 TABLES: tuple[Callable[[], str], ...] = (
     demo,
     photos_methods,
@@ -178,4 +186,5 @@ TABLES: tuple[Callable[[], str], ...] = (
     auxiliaries,
     local_memory,
     clusters,
+    memory,
 )

@@ -11,12 +11,12 @@ from gnothi.cli.options import AS_JSON, DATA_SET, data_settings, told
 
 @click.command()
 @click.argument("data")
-@click.option("--out", required=True, metavar="DIR", help="The folder of the shards.")
-@click.option("--size", "megabytes", type=float, metavar="MB", help="Megabytes of images in a shard; 256 by default.")
+@click.option("--out", required=True, metavar="FOLDER", help="Where the shards go.")
+@click.option("--size", "megabytes", type=float, metavar="N", help="Megabytes of images in a shard; 256 by default.")
 @click.option("--images", type=click.IntRange(min=1), metavar="N", help="Images in a shard, instead of --size.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S", help="Seed of the order.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Seed of the order.")
 @click.option("--in-order", is_flag=True, help="Keep the order of the data: with classes side by side.")
-@click.option("--overwrite", is_flag=True, help="Replace shards in DIR that were packed otherwise.")
+@click.option("--overwrite", is_flag=True, help="Replace shards in FOLDER that were packed otherwise.")
 @DATA_SET
 @AS_JSON
 def pack(
@@ -30,14 +30,13 @@ def pack(
     assignments: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Pack images into shards: tar files that `shards:DIR` reads, and WebDataset too.
+    """Pack images into shards: tar files that `shards:FOLDER` reads, and WebDataset too.
 
     Files are copied byte by byte, in an order drawn by a seed, with class and group beside each. Splits go into folders of their own. Interrupt it as
     you like: a second call goes on.
 
     \b
     gnothi pack my-images --out my-shards
-    gnothi train shards:my-shards
     """  # noqa: D301
     from gnothi import data as sources
     from gnothi.data.open import divide

@@ -247,7 +247,7 @@ def _expanded(pattern: str, split: str | None) -> list[str]:
         inside = split_folders(path)[split] if split else path
         found = sorted((str(p) for p in inside.glob("*.tar") if not p.name.startswith(".")), key=natural)
         if not found:
-            raise DataError(f"{inside} holds no .tar files; gnothi pack FOLDER --out DIR makes them of images")
+            raise DataError(f"{inside} holds no .tar files; gnothi pack DATA --out FOLDER makes them of images")
         return found
     if path.exists():
         return [str(path)]

@@ -152,7 +152,7 @@ def test_braces_globs_folders_and_lists_name_the_same_shards_in_natural_order(tm
         ("{}/part-00.tax", r"part-00.tax: no such file; did you mean .*part-00.tar\?$"),
         ("{}/part-{{00..05}}.tar", r"part-03.tar and 2 more of 6: no such file"),
         ("{}/x*.tar", r"x\*.tar: no file matches$"),
-        ("{}/empty", "holds no .tar files; gnothi pack FOLDER --out DIR makes them"),
+        ("{}/empty", "holds no .tar files; gnothi pack DATA --out FOLDER makes them"),
         ("s3://b/a.tar", "shards are files or http:// and https:// URLs; copy others to the disk first"),
         ("pipe:rm -r x", "shards are files or http:// and https:// URLs"),
         ("http://host/*.tar", "a server does not list its files; write their numbers"),
