@@ -116,16 +116,28 @@ def finetune(repeats: int | None, control: bool, out: str | None, **common: Any)
     "--kind", "kinds", type=click.Choice(["11-point", "area", "no envelope", "101-point"]), multiple=True, help="11-point and area by default."
 )
 @click.option("--annotations", metavar="FOLDER", help="PASCAL VOC files; by default Annotations in the folder of images or beside it.")
-def multilabel(kinds: tuple[str, ...], annotations: str | None, **common: Any) -> None:
+@click.option("--tune", is_flag=True, help="Fine-tune the networks instead, and measure after the last epoch.")
+@click.option("--freeze", type=int, help="With --tune: nothing up to this block learns; from 0 or, negative, from the end.")
+@click.option("--anew", is_flag=True, help="With --freeze: what lies above starts from random weights.")
+@click.option("--control", is_flag=True, help="With --tune: the same architectures from random weights, too.")
+@click.option("--epochs", type=float, help="With --tune: passes over the images; by default about 1,000 steps in 10 to 100 epochs.")
+@click.option("--lr", type=float, help="With --tune: peak learning rate; by default one of four, chosen on a fifth of the training images.")
+@click.option("--out", metavar="FOLDER", help="With --tune: keep the runs there; the same command then goes on with them.")
+def multilabel(kinds: tuple[str, ...], annotations: str | None, tune: bool, control: bool, out: str | None, **common: Any) -> None:
     """Mean average precision over classes where an image may show several: a linear classifier a class, on frozen features.
 
     DATA is a folder in PASCAL VOC layout, a COCO .json file, or images with labels such as cat;dog (--set data.labels=FILE).
     """
     from gnothi import evaluate as evaluation
+    from gnothi.contracts import SettingError
     from gnothi.training.progress import counted
 
+    said = {word: common[word] for word in ("freeze", "anew", "epochs", "lr") if common[word] not in (None, False)}
+    if not tune and (lost := next((f"--{word}" for word in (*said, *(["control"] if control else []), *(["out"] if out else []))), None)):
+        raise SettingError(f"{lost} has no effect without --tune: frozen features are measured")
     options: dict[str, Any] = {"settings": data_settings(common["data"], common["assignments"]), "device": common["device"]}
-    options |= {"annotations": annotations} | ({"kinds": kinds} if kinds else {})
+    options |= {"annotations": annotations, "control": control, "out": out, "shown": not common["as_json"]}
+    options |= ({"kinds": kinds} if kinds else {}) | ({"tune": evaluation.FinetuneSpec.of(said)} if tune else {})
     with counted("embedding", not common["as_json"]) as progress:
         results = evaluation.multilabel(common["encoders"], common["data"], common["test"], progress=progress, **options)
     told_by_metric(results, common)

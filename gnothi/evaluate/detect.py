@@ -19,7 +19,7 @@ from gnothi.encoders.encoder import Progress
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.evaluate.average_precision import Ranking, mean_average_precision, resampled
 from gnothi.evaluate.detector import RECALIBRATE, Detector, DetectSpec, SceneBatches
-from gnothi.evaluate.finetune import networks, over_repeats
+from gnothi.evaluate.finetune import controls, networks, over_repeats
 from gnothi.evaluate.fitting import fit, named
 from gnothi.evaluate.matching import OVERLAPS, Found, rankings
 from gnothi.evaluate.multilabel import difference, interval
@@ -94,8 +94,7 @@ def detect(
         raise DataError(f"no box in {train.words}")
     starts = [_Start(e.name, e) for e in opened] + ([_Start(f"{e.name}, frozen", e, frozen=True) for e in opened] if frozen else [])
     if control:
-        kinds = {(e.spec.model_dump_json(), e.channels, e.size): e for e in reversed(opened)}
-        starts += [_Start(f"{e.spec.name}, random weights", e, random=True) for e in reversed(kinds.values())]
+        starts += [_Start(c.name, c.encoder, random=True) for c in controls(opened)]
     for start in starts:
         start.detector(spec, train, seed)  # what cannot be is said before anything is trained
     by_seed = []

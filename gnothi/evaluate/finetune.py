@@ -19,20 +19,16 @@ from gnothi.contracts import DataError, EncoderError, RunError, SettingError, So
 from gnothi.data import DataSpec, Subset, holdout
 from gnothi.encoders import Encoder, load
 from gnothi.encoders.network import NetworkEncoder
-from gnothi.evaluate.fitting import fit
 from gnothi.evaluate.freezing import block_number
 from gnothi.evaluate.labelled import chosen
 from gnothi.evaluate.linear import Rows
 from gnothi.evaluate.result import Predictions, Result, accuracy, against, summary
 from gnothi.evaluate.run import Part, Split, split
-from gnothi.evaluate.tuning import DECAY, FEW, HELD, RATES, FinetuneSpec, Start
+from gnothi.evaluate.tuning import FEW, HELD, RATES, FinetuneSpec, Start
 from gnothi.methods.classify import Classify, ClassifySpec
 from gnothi.randomness import seeded
-from gnothi.recipes.views import named
 from gnothi.training import twice
 from gnothi.training.checkpoint import write_text
-from gnothi.training.optimisers import OptimiserSpec
-from gnothi.views.batches import Batches, ViewsSpec
 
 
 def finetune(
@@ -86,7 +82,7 @@ def finetune(
         e.embed_source(rows.train.source, rows.train.rows[:1])  # what does not fit is said before anything is trained
         if spec.freeze is not None:
             block_number(e.name, e.backbone, spec.freeze)
-    starts = [Start(e.name, e) for e in opened] + (_controls(opened) if control else [])
+    starts = [Start(e.name, e) for e in opened] + (controls(opened) if control else [])
     by_seed = []
     for s in range(seed, seed + repeats):
         labelled, words = chosen(rows.train.labels, rows.names, s, share=spec.share, shots=spec.shots)
@@ -113,8 +109,8 @@ def networks(encoders: Sequence[str | Encoder], device: str | None = None) -> li
     return opened
 
 
-def _controls(opened: Sequence[NetworkEncoder]) -> list[Start]:
-    """Each architecture once."""
+def controls(opened: Sequence[NetworkEncoder]) -> list[Start]:
+    """Each architecture once, from random weights."""
     kinds = {(e.spec.model_dump_json(), e.channels, e.size, str(e.pixels)): e for e in reversed(opened)}
     return [Start(f"{e.spec.name}, random weights", e, random=True) for e in reversed(kinds.values())]
 
@@ -164,7 +160,7 @@ class _Job:
         method = self._train(np.arange(len(self.part.rows)), rate, "final")
         assert method is not None
         test = self.rows.test
-        scores = _scores(method, self.start.encoder, test.source, test.rows)
+        scores = _scores(method, self.start, test.source, test.rows)
         whole = ~np.isnan(scores[:, 0])
         total, per_epoch, batch = self.spec.steps(len(self.part.rows))
         lost = "" if whole.all() else f", {(~whole).sum()} unreadable images left out"
@@ -198,7 +194,7 @@ class _Job:
         method, names = self._train(kept, rate, f"rate-{rate:g}"), len(self.rows.names)
         tried = {"setting": rate, "accuracy": 0.0, "cross_entropy": math.log(names)}
         if method is not None:
-            scores = _scores(method, self.start.encoder, self.part.source, self.part.rows[held])
+            scores = _scores(method, self.start, self.part.source, self.part.rows[held])
             whole = ~np.isnan(scores[:, 0])
             truth, said = torch.from_numpy(self.part.labels[held][whole]), torch.from_numpy(scores[whole]).double()
             right = float((said.argmax(1) == truth).double().mean())
@@ -211,42 +207,17 @@ class _Job:
 
     def _train(self, rows: np.ndarray, rate: float, what: str) -> Classify | None:
         """The classifier after the last step; None where a term was not finite in a trial."""
-        e, spec = self.start.encoder, self.spec
         source = Subset(self.part.source, self.part.rows[rows])
         source.labels, source.classes = self.part.labels[rows], self.rows.names
-        total, per_epoch, batch = self.spec.steps(len(rows))
         with seeded(self.seed, "init", 1):
-            method = Classify(self.start.network(spec, self.seed), ClassifySpec())
+            method = Classify(self.start.network(self.spec, self.seed), ClassifySpec())
             method.meet(source)
-        batches = Batches(
-            source,
-            ViewsSpec(global_crops=named(spec.views, e.size).global_crops[:1]),
-            batch=batch,
-            seed=self.seed,
-            pixels=e.pixels_of(source.dtype),
-            device=e.device,
-            workers=0 if source.array is not None else spec.workers,
-            total=total,
-            broken_fraction=self.settings.broken_fraction,
-            channels_last=True,
-        )
-        words = f"{self.start.name}: {len(rows)} labels, rate {rate:g}, seed {self.seed}"
         folder = self._folder(what)
         if folder is not None and what == "final":
             self._describe(folder)
+        broken, shown = self.settings.broken_fraction, self.shown
         try:
-            fit(
-                method.to(e.device),
-                batches,
-                optimiser=OptimiserSpec(name=self.start.kind, lr=rate, weight_decay=DECAY[self.start.kind], warm_up="5%"),
-                total=total,
-                per_epoch=per_epoch,
-                seed=self.seed,
-                folder=folder,
-                words=words,
-                shown=self.shown,
-                batch=batch,
-            )
+            self.start.train(method, source, self.spec, rate, seed=self.seed, folder=folder, broken=broken, shown=shown)
         except RunError:
             if what == "final":
                 raise
@@ -256,9 +227,7 @@ class _Job:
     def _folder(self, what: str) -> Path | None:
         if self.out is None:
             return None
-        labelled = Subset(self.part.source, self.part.rows)
-        labelled.labels = self.part.labels
-        return self.out / self.start.folder(self.spec, labelled, self.seed) / what
+        return self.out / self.start.folder(self.spec, Subset(self.part.source, self.part.rows), self.part.labels, self.seed) / what
 
     def _describe(self, folder: Path) -> None:
         """What makes the folder a run, so that its last state is an encoder."""
@@ -270,10 +239,8 @@ class _Job:
         twice.write(folder, about)
 
 
-def _scores(method: Classify, like: NetworkEncoder, source: Source, rows: np.ndarray) -> np.ndarray:
-    """Probabilities [M, C] of whole images as the encoder shows them to its network; NaN where an image cannot be read."""
-    learnt: Any = method.backbone
-    encoder = NetworkEncoder("tuned", learnt, like.spec, like.channels, like.size, like.pixels, any_range=like.any_range, device=like.device)
-    vectors = torch.from_numpy(encoder.embed_source(source, rows)).to(like.device)
+def _scores(method: Classify, start: Start, source: Source, rows: np.ndarray) -> np.ndarray:
+    """Probabilities [M, C]; NaN where an image cannot be read."""
+    vectors = start.vectors(method.backbone, source, rows)
     with torch.inference_mode():
         return method.logits(vectors).softmax(1).cpu().numpy()

@@ -21,9 +21,12 @@ from gnothi.encoders import Encoder, features, load
 from gnothi.encoders.encoder import Progress
 from gnothi.evaluate.annotations import FOLDERS
 from gnothi.evaluate.average_precision import KINDS, Ranking, average_precision, mean_average_precision, ranked, resampled
+from gnothi.evaluate.finetune import controls, networks
 from gnothi.evaluate.linear import PATIENCE, STRENGTHS, Fit, Rows, logistic, minimise, scale
 from gnothi.evaluate.result import Result
 from gnothi.evaluate.scenes import split_scenes
+from gnothi.evaluate.tagging import Tagging, ranked_by_class
+from gnothi.evaluate.tuning import FinetuneSpec, Start
 
 HELD = 0.2
 """Part of the training images on which penalties are chosen."""
@@ -48,33 +51,41 @@ def multilabel(
     test: str | None = None,
     *,
     kinds: Sequence[str] = ("11-point", "area"),
+    tune: FinetuneSpec | None = None,
+    control: bool = False,
+    out: str | Path | None = None,
     annotations: str | None = None,
     settings: DataSpec = DataSpec(),  # noqa: B008
     seed: int = 0,
     cache: str | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    shown: bool = False,
 ) -> list[Result]:
     """Measure encoders on the same images: a logistic regression for each class against the rest, on standardised frozen features.
 
-    Each class's penalty is chosen by average precision on a fifth of the training images; then all of them are fitted once and the test images are
-    looked at once.
+    Each class's penalty (or the learning rate, where networks are fine-tuned) is chosen by average precision on a fifth of the training images; then
+    all of them are fitted once and the test images are looked at once.
 
     Args:
         encoders: names, or encoders; the first is the one that the others are compared with.
         data: a folder in PASCAL VOC layout, a COCO JSON file, or any images whose labels (``data.labels``) name classes with ";" or "|" between.
         test: what to test on; by default the data's own test split, else a fifth held out.
         kinds: of average precision, see ``average_precision``.
+        tune: fine-tune the networks like this, on all labels, instead.
+        control: fine-tune each architecture from random weights, too.
+        out: folder where what is fine-tuned lies and is gone on with.
         annotations: folder of VOC files, where it lies elsewhere.
         settings: of the data.
         seed: of every choice.
         cache: folder of the stored features; see ``encoders.features``.
         device: where encoders compute.
         progress: told how many images of an encoder are embedded.
+        shown: whether to show how fine-tuning goes.
 
     Returns:
-        A result for each kind and encoder, kinds first: metric "mAP KIND", interval by resampling test images; ``details`` hold each class's own,
-        positives and penalties, and of all but the first encoder ``paired``.
+        A result for each kind and encoder, kinds first: metric "mAP KIND", interval by resampling test images; ``details`` hold each class's own and
+        positives, and of all but the first encoder ``paired``.
 
     Raises:
         SettingError: there is no such kind.
@@ -84,16 +95,26 @@ def multilabel(
     for kind in kinds:
         if kind not in KINDS:
             raise SettingError(f"average precision must be {', '.join(KINDS)}, got {kind!r}; {did_you_mean(kind, KINDS)}")
-    opened = [load(e, device) if isinstance(e, str) else e for e in encoders]
+    if tune is not None and (tune.share < 1 or tune.shots is not None):
+        raise SettingError("share and shots are of single classes; where an image may show several all labels are learnt from")
+    opened: Sequence[Encoder] = [load(e, device) if isinstance(e, str) else e for e in encoders] if tune is None else networks(encoders, device)
     train, tested, classes, words = _tagged(data, test, annotations, settings, seed)
-    answers = []
-    for e in opened:
-        x, y = (features(e, part.source, cache=cache, progress=progress) for part in (train, tested))
-        answers.append(_rank(np.asarray(x), train, np.asarray(y), tested, seed))
+    names, answers = [e.name for e in opened], list[tuple[list[Ranking], dict[str, Any], str]]()
+    if tune is None:
+        for e in opened:
+            x, y = (features(e, part.source, cache=cache, progress=progress) for part in (train, tested))
+            answers.append(_rank(np.asarray(x), train, np.asarray(y), tested, seed))
+    else:
+        starts = [Start(e.name, e) for e in networks(opened)] + (controls(networks(opened)) if control else [])
+        names, folder, broken = [s.name for s in starts], None if out is None else Path(out), settings.broken_fraction
+        for start in starts:
+            job = Tagging(start, tune, train.source, train.tags, seed=seed, out=folder, broken=broken, shown=shown)
+            scores, about, said = job.answer(tested.source)
+            answers.append((ranked_by_class(scores, tested.tags), about, said))
     results = []
     for kind in kinds:
         first: tuple[str, float, np.ndarray] | None = None
-        for e, (rankings, penalties, protocol) in zip(opened, answers, strict=True):
+        for name, (rankings, about, protocol) in zip(names, answers, strict=True):
             value, each = mean_average_precision(rankings, kind)
             drawn = resampled(rankings, kind, seed)
             low, high = interval(drawn, value)
@@ -101,15 +122,15 @@ def multilabel(
                 "classes": list(classes),
                 "average_precision": [None if np.isnan(v) else v for v in each.tolist()],
                 "positives": [int(r.positives.sum()) for r in rankings],
-                "penalties": penalties,
+                **about,
             }
             if first is not None:
                 details["paired"] = difference(first, value, drawn, len(tested.tags))
-            first = first or (e.name, value, drawn)
+            first = first or (name, value, drawn)
             said = (
                 f"{protocol}; mean of average precision ({kind}) over {int((~np.isnan(each)).sum())} classes; {words}; interval by resampling images"
             )
-            results.append(Result(f"mAP {kind}", value, low, high, len(tested.tags), said, e.name, (seed,), details))
+            results.append(Result(f"mAP {kind}", value, low, high, len(tested.tags), said, name, (seed,), details))
     return results
 
 
@@ -176,26 +197,24 @@ def _of(source: Source, classes: tuple[str, ...], title: str) -> Tagged:
 
 
 # ---- classifiers ---------------------------------------------------------------------------------
-def _rank(x: np.ndarray, train: Tagged, y: np.ndarray, tested: Tagged, seed: int) -> tuple[list[Ranking], list[float], str]:
+def _rank(x: np.ndarray, train: Tagged, y: np.ndarray, tested: Tagged, seed: int) -> tuple[list[Ranking], dict[str, Any], str]:
     """The ranking of the test images by each class's classifier, the penalties, and the protocol."""
     good, whole = ~np.isnan(x[:, 0]), ~np.isnan(y[:, 0])
     groups = None if train.source.groups is None else train.source.groups[good]
     mine, theirs = torch.from_numpy(x[good]).float(), torch.from_numpy(y[whole]).float()
     kept, held = holdout(Rows(np.zeros(len(mine), dtype=np.int64), groups), HELD, seed)
-    rankings, penalties = [], []
+    scores = np.full((len(y), train.tags.shape[1]), np.nan)
+    penalties = []
     for c in range(train.tags.shape[1]):
         truth = torch.from_numpy(train.tags[good, c])
-        strength = _penalty(mine, truth, torch.from_numpy(kept), torch.from_numpy(held))
-        scores = np.full(len(y), -np.inf)
-        scores[whole] = _scores(mine, truth, strength, theirs)
-        penalties.append(strength)
-        rankings.append(ranked(scores, np.where(whole, tested.tags[:, c], -1)))
+        penalties.append(_penalty(mine, truth, torch.from_numpy(kept), torch.from_numpy(held)))
+        scores[whole, c] = _scores(mine, truth, penalties[-1], theirs)
     lost = int((~good).sum() + (~whole).sum())
     words = (
         f"logistic regression of each class against the rest on standardised features, penalty chosen among {len(STRENGTHS)} by average precision on "
         f"{len(held)} held-out training images (seed {seed}), refitted on all {len(mine)}" + (f", {lost} unreadable images left out" if lost else "")
     )
-    return rankings, penalties, words
+    return ranked_by_class(scores, tested.tags), {"penalties": penalties}, words
 
 
 def _known(x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,18 +6,25 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
+import numpy as np
+import torch
 from pydantic import Field, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from gnothi.contracts import SettingError, Source, Spec, did_you_mean
 from gnothi.encoders.network import NetworkEncoder
-from gnothi.evaluate.fitting import named
+from gnothi.evaluate.fitting import fit, named
 from gnothi.evaluate.freezing import below, block_number, freeze, renew
+from gnothi.methods.alone import Alone
 from gnothi.models.backbone import build
 from gnothi.recipes.rules import is_transformer
 from gnothi.recipes.spec import mistake
+from gnothi.recipes.views import named as recipe
+from gnothi.training.optimisers import OptimiserSpec
+from gnothi.views.batches import Batches, ViewsSpec
 
 RATES = {"sgd": (0.003, 0.01, 0.03, 0.1), "adamw": (3e-5, 1e-4, 3e-4, 1e-3)}
 """Learning rates among which one is chosen; AdamW for transformers."""
@@ -115,8 +122,56 @@ class Start:
         block = block_number(self.name, self.encoder.backbone, spec.freeze)
         return f"frozen up to block {block}, what lies above {'trained anew' if spec.anew else 'fine-tuned'}"
 
-    def folder(self, spec: FinetuneSpec, rows: Source, seed: int) -> str:
-        """The name of its runs' folder."""
-        labels = None if rows.labels is None else rows.labels.tolist()
-        about = [self.encoder.fingerprint, self.random, spec.model_dump(mode="json"), rows.fingerprint(), labels, seed]
-        return named(self.name, seed, about)
+    def folder(self, spec: FinetuneSpec, rows: Source, told: np.ndarray, seed: int) -> str:
+        """The name of its runs' folder, when it learns what is told of some rows."""
+        return named(self.name, seed, [self.encoder.fingerprint, self.random, spec.model_dump(mode="json"), rows.fingerprint(), told.tolist(), seed])
+
+    def train(
+        self, method: Alone, source: Source, spec: FinetuneSpec, rate: float, *, seed: int, folder: Path | None, broken: float, shown: bool
+    ) -> None:
+        """Train a method over ``network`` to the last step.
+
+        Args:
+            method: what learns; it knows what it is told of the source's rows.
+            source: the rows.
+            spec: how.
+            rate: peak learning rate.
+            seed: of order and crops.
+            folder: of checkpoints; None keeps nothing.
+            broken: part of the images that may be broken before it stops.
+            shown: whether to show progress.
+        """
+        e = self.encoder
+        total, per_epoch, batch = spec.steps(len(source))
+        batches = Batches(
+            source,
+            ViewsSpec(global_crops=recipe(spec.views, e.size).global_crops[:1]),
+            batch=batch,
+            seed=seed,
+            pixels=e.pixels_of(source.dtype),
+            device=e.device,
+            workers=0 if source.array is not None else spec.workers,
+            total=total,
+            broken_fraction=broken,
+            channels_last=True,
+        )
+        optimiser = OptimiserSpec(name=self.kind, lr=rate, weight_decay=DECAY[self.kind], warm_up="5%")
+        words = f"{self.name}: {len(source)} labels, rate {rate:g}, seed {seed}"
+        fit(
+            method.to(e.device),
+            batches,
+            optimiser=optimiser,
+            total=total,
+            per_epoch=per_epoch,
+            seed=seed,
+            folder=folder,
+            words=words,
+            shown=shown,
+            batch=batch,
+        )
+
+    def vectors(self, learnt: nn.Module, source: Source, rows: np.ndarray) -> Tensor:
+        """[M, D] of whole images as the encoder shows them to its network, by what that became; NaN where an image cannot be read."""
+        e, network = self.encoder, cast(Any, learnt)
+        tuned = NetworkEncoder("tuned", network, e.spec, e.channels, e.size, e.pixels, any_range=e.any_range, device=e.device)
+        return torch.from_numpy(tuned.embed_source(source, rows)).to(e.device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 import toys
 from scenery import scenery
+from terminal import said
 from torch import nn
 
 from gnothi.contracts import DataError, EncoderError, Pixels, SettingError, Step
@@ -252,8 +251,8 @@ def test_timm_networks_feed_a_detector(tmp_path, name):
 @pytest.mark.slow
 def test_a_folder_from_the_command_line(tmp_path):
     scenery(tmp_path / "images", 8, lists=True)
-    command = [sys.executable, "-m", "gnothi", "evaluate", "detect", "timm:resnet18@untrained", "--data", str(tmp_path / "images"), "--json"]
-    more = "--steps 2 --size 64 --width 16 --regions 16 --proposals 20 --frozen --out".split()
-    done = subprocess.run([*command, *more, str(tmp_path / "runs")], capture_output=True, text=True)
-    results = json.loads(done.stdout)["results"]
-    assert len(results) == 6 and results[0]["details"]["classes"] == ["bar", "square"], done.stderr
+    small = "--steps 2 --size 64 --width 16 --regions 16 --proposals 20 --images 4 --test-images 1 --frozen".split()
+    given = ("evaluate", "detect", "timm:resnet10t@untrained", "--data", tmp_path / "images", *small, "--out", tmp_path / "runs")
+    results = said(*given)["results"]
+    assert len(results) == 6 and results[0]["details"]["classes"] == ["bar", "square"] and results[0]["n"] == 1
+    assert "trained on 4 of" in results[0]["protocol"] and said(*given)["results"] == results

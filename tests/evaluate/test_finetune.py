@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toys
+from terminal import gnothi, said
 
 from gnothi.contracts import DataError, EncoderError, Pixels, SettingError, Want
 from gnothi.data import ArraySource, Subset
@@ -19,7 +19,6 @@ from gnothi.encoders import load
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.evaluate import FinetuneSpec, finetune, paired, table
 from gnothi.evaluate.finetune import over_repeats
-from gnothi.evaluate.fitting import fit
 from gnothi.evaluate.freezing import below, freeze, renew
 from gnothi.evaluate.labelled import chosen
 from gnothi.evaluate.tuning import Start
@@ -28,8 +27,7 @@ from gnothi.randomness import generator
 from gnothi.training.lock import owned
 from gnothi.training.signals import Interrupted
 
-MODULE, FITTING = sys.modules["gnothi.evaluate.finetune"], sys.modules["gnothi.evaluate.fitting"]
-"""The files; the package's attribute of the first one's name is the function."""
+TUNING, FITTING = sys.modules["gnothi.evaluate.tuning"], sys.modules["gnothi.evaluate.fitting"]
 MICRO = BackboneSpec(args={"widths": [4, 8]})
 QUICK = {"epochs": 2.0, "batch": 8, "lr": 0.05}
 
@@ -124,7 +122,7 @@ def test_frozen_to_the_last_block_it_is_logistic_regression_by_sgd():
     source = Subset(coloured(), np.arange(24))
     job = trained(Start("micro", encoder()), {"freeze": -1}, source)
     seen = []
-    module = MODULE
+    module = TUNING
 
     class Listening(module.Batches):
         def __call__(self, number):
@@ -211,20 +209,15 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_and_is_an_encoder(tmp_path, monk
     train, test = coloured(), coloured(30, 9)
     spec = FinetuneSpec(**QUICK)
     (whole,) = finetune([encoder()], train, test, spec=spec, out=tmp_path / "whole")
-    real = fit
 
-    def stopped(*given, **settings):
-        class Stopping(FITTING.Learner):
-            def step(self):
-                super().step()
-                if self.number == 7:
-                    self.save()
-                    raise Interrupted("stopped", 2)
+    class Stopping(FITTING.Learner):
+        def step(self):
+            super().step()
+            if self.number == 7:
+                self.save()
+                raise Interrupted("stopped", 2)
 
-        monkeypatch.setattr(FITTING, "Learner", Stopping)
-        real(*given, **settings)
-
-    monkeypatch.setattr(MODULE, "fit", stopped)
+    monkeypatch.setattr(FITTING, "Learner", Stopping)
     with pytest.raises(Interrupted, match="stopped after step 7 of 12; the same command goes on") as caught:
         finetune([encoder()], train, test, spec=spec, out=tmp_path / "parts")
     assert caught.value.exit_code == 130
@@ -303,20 +296,8 @@ def test_settings_that_cannot_be_are_named():
 
 @pytest.mark.slow
 def test_photographs_by_a_few_labels_from_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "gnothi", "evaluate", "finetune", "timm:resnet18@untrained", "--data", "photos", "--json"]
-    more = [
-        "--set",
-        "data.per_class=6",
-        "--set",
-        "data.per_class_test=3",
-        "--shots",
-        "2",
-        "--epochs",
-        "1",
-        "--control",
-        "--out",
-        str(tmp_path / "runs"),
-    ]
-    done = subprocess.run([*command, *more], capture_output=True, text=True)
-    results = json.loads(done.stdout)["results"]
-    assert [r["metric"] for r in results] == ["finetune"] * 2 and results[1]["encoder"] == "resnet18, random weights", done.stderr
+    small = ("--set", "data.per_class=6", "--set", "data.per_class_test=3", "--shots", "2", "--epochs", "1", "--batch", "16")
+    results = said("evaluate", "finetune", "timm:resnet10t@untrained", "--data", "photos", "--control", "--out", tmp_path / "runs", *small)["results"]
+    assert [r["metric"] for r in results] == ["finetune"] * 2 and results[1]["encoder"] == "resnet10t, random weights"
+    done = gnothi("evaluate", "finetune", "timm:resnet10t@untrained", "--data", "photos", "--share", "0.1", "--shots", "2")
+    assert done.code == 2 and "--share 0.1 and --shots 2 both say" in done.err

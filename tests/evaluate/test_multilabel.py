@@ -5,16 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from terminal import gnothi, said
 
-from gnothi.contracts import DataError, SettingError
-from gnothi.data import DataSpec
+from gnothi.contracts import DataError, Pixels, SettingError
+from gnothi.data import DataSpec, holdout
 from gnothi.encoders import load
-from gnothi.evaluate import multilabel, table
+from gnothi.encoders.network import NetworkEncoder
+from gnothi.evaluate import FinetuneSpec, multilabel, table
 from gnothi.evaluate.average_precision import average_precision, ranked
+from gnothi.evaluate.linear import Rows
 from gnothi.evaluate.multilabel import _penalty, _scores, _tagged, parts
+from gnothi.evaluate.tagging import Tagging, cross_entropy
+from gnothi.evaluate.tuning import Start
+from gnothi.models.backbone import BackboneSpec, build
 from gnothi.randomness import generator
 
 XML = "<annotation>{}</annotation>"
@@ -127,9 +134,83 @@ def test_a_part_is_held_out_where_no_test_is_named(tmp_path):
     assert result.n == 6 and "tested on 6 rows held out (seed 3), trained on the other 24" in result.protocol
 
 
+# ---- networks that go on learning ---------------------------------------------------------------
+SPEC = BackboneSpec(args={"widths": [4, 8]})
+QUICK = {"epochs": 3.0, "batch": 8}
+
+
+def encoder(seed=0):
+    return NetworkEncoder("micro", build(SPEC, 3, 12, seed), SPEC, 3, 12, Pixels(0.0, 255.0, (0.5,) * 3, (0.25,) * 3))
+
+
+def test_cross_entropy_is_torch_s_over_what_is_known():
+    g = generator(0, "tags")
+    logits, tags = torch.randn(5, 3, generator=g), torch.randint(-1, 2, (5, 3), generator=g)
+    known = tags >= 0
+    assert 0 < known.sum() < 15
+    torch.testing.assert_close(cross_entropy(logits, tags), F.binary_cross_entropy_with_logits(logits[known], tags[known].float()))
+    assert cross_entropy(logits, torch.full((5, 3), -1)) == 0
+
+
+def tagged(folder, n=48, seed=0):
+    tags = drawn(folder, n, seed)
+    lines = [f"{i:02}.png,{';'.join(w for w, t in zip(('red', 'green'), row, strict=True) if t) or '-'}" for i, row in enumerate(tags)]
+    (folder.parent / f"{folder.name}.csv").write_text("file,label\n" + "\n".join(lines))
+    return str(folder), DataSpec(labels=str(folder.parent / f"{folder.name}.csv"))
+
+
+def test_networks_learn_what_images_show(tmp_path):
+    data, settings = tagged(tmp_path / "a")
+    tune = FinetuneSpec(epochs=12, batch=8, lr=0.1)
+    area, control = multilabel([encoder()], data, settings=settings, kinds=["area"], tune=tune, control=True)
+    assert area.value > 0.9 and area.details["rate"] == 0.1 and control.encoder == "micro-resnet, random weights"
+    assert "each class for itself; sgd at 0.1 (as given)" in area.protocol and control.details["paired"]["against"] == "micro"
+
+
+def test_the_rate_of_networks_is_chosen_by_held_out_average_precision_and_kept(tmp_path):
+    data, settings = tagged(tmp_path / "a", 40)
+    given = {"settings": settings, "kinds": ["area"], "tune": FinetuneSpec(**QUICK), "out": tmp_path / "runs"}
+    (first,) = multilabel([encoder()], data, **given)
+    tried = first.details["tried"]
+    assert len(tried) == 4 and first.details["rate"] == max(tried, key=lambda t: t["mAP"])["setting"]
+    source = _tagged(data, None, None, settings, 0)[0]
+    job = Tagging(Start("micro", encoder()), FinetuneSpec(**QUICK), source.source, source.tags, seed=0, out=None, broken=0.0, shown=False)
+    kept, held = holdout(Rows(np.zeros(32, dtype=int), None), 0.2, 0)
+    scores = job._scores(job._train(kept, 0.03, ""), source.source, held)
+    expected = [average_precision(r.right, r.positives.sum()) for r in (ranked(scores[:, c], source.tags[held, c]) for c in range(2))]
+    assert tried[2] == {"setting": 0.03, "mAP": pytest.approx(np.mean(expected))}
+    path = next((tmp_path / "runs").glob("*/rate-0.003/tried.json"))
+    path.write_text('{"setting": 0.003, "mAP": 2.0}')
+    assert multilabel([encoder()], data, **given)[0].details["rate"] == 0.003
+
+
+def test_a_rate_that_breaks_finds_nothing(tmp_path):
+    data, settings = tagged(tmp_path / "a", 20)
+    source = _tagged(data, None, None, settings, 0)[0]
+    job = Tagging(Start("micro", encoder()), FinetuneSpec(**QUICK), source.source, source.tags, seed=0, out=None, broken=0.0, shown=False)
+    assert job._try(1e30, np.arange(12), np.arange(12, 16)) == 0
+
+
 def test_a_mistake_is_one_line(tmp_path):
     drawn(tmp_path / "a", 6)
-    for given, line in (({"kinds": ["are"]}, "did you mean area"), ({}, "nothing is known of what these images show")):
+    tune = FinetuneSpec(shots=2)
+    cases = (
+        ({"kinds": ["are"]}, "did you mean area"),
+        ({}, "nothing is known of what these images show"),
+        ({"tune": tune}, "share and shots are of single classes"),
+    )
+    for given, line in cases:
         with pytest.raises((SettingError, DataError), match=line) as caught:
             multilabel(["colour"], str(tmp_path / "a"), **given)
         assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_measures_and_refuses_what_has_no_effect(tmp_path):
+    data, settings = tagged(tmp_path / "a", 20)
+    labels = ("--set", f"data.labels={settings.labels}")
+    results = said("evaluate", "multilabel", "colour", "pixels", "--data", data, "--kind", "area", *labels)["results"]
+    assert [(r["metric"], r["encoder"]) for r in results] == [("mAP area", "colour"), ("mAP area", "pixels")]
+    done = gnothi("evaluate", "multilabel", "colour", "--data", data, "--lr", "0.1", *labels)
+    assert done.code == 2 and "--lr has no effect without --tune" in done.err
+    done = gnothi("evaluate", "multilabel", "colour", "--data", data, "--tune", *labels)
+    assert done.code == 2 and "colour cannot be fine-tuned, it is not a network" in done.err
