@@ -52,8 +52,8 @@ def transfer(teachers: tuple[str, ...], data: str, out: str, assignments: tuple[
     gnothi transfer hog --data photos --student micro-resnet --out runs/from-hog --baseline shuffled --baseline teacher
     gnothi transfer runs/a runs/b --data photos --out runs/both --set transfer.heads=3
     """  # noqa: D301
+    from gnothi import distributed, report
     from gnothi import evaluate as evaluation
-    from gnothi import report
     from gnothi import transfer as library
     from gnothi.recipes.spec import merge
     from gnothi.training.progress import Silent, counted
@@ -74,6 +74,8 @@ def transfer(teachers: tuple[str, ...], data: str, out: str, assignments: tuple[
         done = library.transfer(teachers, data, out=out, **more)
         folders = [done.run.folder, *library.baselines(names, teachers, data, out=out, **more)]
     results = library.measured(folders, teachers if "teacher" in names else (), data, asked["device"]) if names else []
+    if distributed.rank():
+        return
     page = report.write(Path(out))
     told(
         as_json,

@@ -96,6 +96,7 @@ class Transfer:
     """What its targets are and come from; ``transfer.json`` of the run's folder."""
 
 
+@distributed.together()
 def transfer(
     teachers: Sequence[str | Encoder],
     data: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import toys
+from click.testing import CliRunner
 from pupils import classified, distilled
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gnothi import distributed
+from gnothi.cli import cli
 from gnothi.contracts import DataError
 from gnothi.randomness import generator
 from gnothi.training import checkpoint
@@ -65,6 +68,11 @@ def worker(rank: int, folder: str) -> None:
         save_file(end(name, Path(folder), slice(4 * rank, 4 * rank + 4)), f"{folder}/{name} {rank}")
     for loss in ("clusters", "compress"):
         carried(Path(folder), f"two-{loss}", loss)
+    os.environ["RANK"] = str(rank)
+    settings = [word for key in ("epochs=1", "batch=16", "threads=1") for word in ("--set", f"training.{key}")]
+    words = ["transfer", "pixels", "--data", f"{folder}/noise.npz", "--out", f"{folder}/said", "-k", "4", "--json", "--baseline", "teacher"]
+    done = CliRunner().invoke(cli, [*words, "--student", "micro-resnet", "--set", "views.size=16", *settings], catch_exceptions=False)
+    Path(f"{folder}/said {rank}.txt").write_text(done.stdout)
     try:
         carried(Path(folder), "refused", teacher=f"features:{folder}/broken.npy")
     except DataError as error:
@@ -80,11 +88,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for made in (classified, distilled):
         made(path)
     images = torch.randint(256, (96, 16, 16, 3), generator=generator(0, "noise"), dtype=torch.uint8)
-    np.savez(path / "noise.npz", images=images.numpy())
+    np.savez(path / "noise.npz", images=images.numpy(), labels=np.arange(96) % 3)
+    monkeypatched = pytest.MonkeyPatch()
+    monkeypatched.setenv("GNOTHI_CACHE", str(path / "cache"))
     broken = np.ones((96, 3), dtype=np.float32)
     broken[17, 1] = np.nan
     np.save(path / "broken.npy", broken)
     mp.spawn(worker, (str(path),), nprocs=2)
+    monkeypatched.undo()
     return path
 
 
@@ -110,6 +121,12 @@ def test_transfer_in_two_processes_is_transfer_in_one(folder: Path, loss: str) -
     for key, value in whole.items():
         if value.is_floating_point():
             torch.testing.assert_close(two[key], value, rtol=2e-4, atol=2e-5 * max(1.0, float(value.abs().max())), msg=key)
+
+
+def test_the_command_says_what_came_of_it_once(folder: Path) -> None:
+    told = json.loads((folder / "said 0.txt").read_text())
+    assert [r["encoder"] for r in told["results"]] == [str(folder / "said"), "pixels"] and Path(told["report"]).is_file()
+    assert (folder / "said 1.txt").read_text() == ""
 
 
 def test_a_mistake_that_the_first_process_meets_ends_both(folder: Path) -> None:
