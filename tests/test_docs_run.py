@@ -46,12 +46,13 @@ QUICK = ("data", "recipes", "neighbours")
 
 # ---- the folder ----------------------------------------------------------------------------------
 def shrink(patch: pytest.MonkeyPatch) -> None:
-    """Three steps a run, six tiles a photograph, and a store of features of its own."""
+    """Three steps a run in this process alone, a few tiles a photograph, and a store of features of its own."""
     whole = Resolved.total.fget  # type: ignore[attr-defined]
     patch.setattr(Resolved, "total", property(lambda self: min(STEPS, whole(self))))
     patch.setattr(
         import_module("gnothi.data.open"), "photo_tiles", lambda split, tile, count, seed: photo_tiles(split, tile, min(count, TILES), seed)
     )
+    patch.setattr("gnothi.recipes.resolve._threads", lambda *_: (1, 0))
     patch.setenv("GNOTHI_CACHE", str(Path.cwd() / "store"))
 
 
