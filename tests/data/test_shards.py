@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from gnothi.contracts import DataError
-from gnothi.data import DataSpec, Subset, inspect, splits
+from gnothi.data import DataSpec, Subset, inspect, pack, pixels, splits
 from gnothi.data import open as open_data
 from gnothi.data.shards import braces
+from gnothi.randomness import generator
+from gnothi.views.batches import Batches, ViewsSpec
+from gnothi.views.crops import CropSpec
 
 
 @pytest.fixture(autouse=True)
@@ -357,3 +361,38 @@ def test_a_shard_that_shrinks_under_an_open_source_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:1100])
     with pytest.raises(DataError, match="^a.tar/2.png: is cut short: the shard is no longer as it was"):
         source.image(1)
+
+
+# ---- training ------------------------------------------------------------------------------------
+def views(source, workers=0, first=0, part=None):
+    """Crops of steps of three epochs, from ``first`` on; ``part`` of the joint batch."""
+    spec = ViewsSpec(global_crops=(CropSpec(size=16), CropSpec(size=16)))
+    made = Batches(source, spec, batch=4, seed=3, pixels=pixels(source), device="cpu", workers=workers, total=9, broken_fraction=1.0)
+    if part is not None:
+        made.cutter.items.joint = replace(made.cutter.joint, part=part)
+    try:
+        found = [made(step) for step in range(first, 9)]
+    finally:
+        made.close()
+    return [(v.index.tolist(), *v.images, v.boxes) for v in found], set(made.broken.values())
+
+
+def test_training_meets_the_views_of_the_folder_that_was_packed_from_any_step_on(tmp_path):
+    """Also in a loader process, in the middle of a shard and of an epoch, in two processes' parts, and with a broken image."""
+    (tmp_path / "in").mkdir()
+    for i in range(14):
+        noise = torch.randint(256, (20 + i, 30, 3), generator=generator(0, "image", i), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "in" / "5.png").write_bytes((tmp_path / "in" / "5.png").read_bytes()[:100])
+    folder = open_data(str(tmp_path / "in"))
+    pack(folder, tmp_path / "out", name="in", images=5, seed=None)
+    shards = open_data(f"shards:{tmp_path / 'out'}")
+    expected, broken = views(folder)
+    assert len(broken) == 1
+    for workers, first in ((0, 0), (0, 4), (1, 4)):
+        found = views(shards, workers, first)[0]
+        for a, b in zip(expected[first:], found, strict=True):
+            assert a[0] == b[0] and all(torch.equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
+    for part in (slice(0, 1), slice(1, 4)):
+        for a, b in zip(expected, views(shards, part=part)[0], strict=True):
+            assert a[0][part] == b[0]
