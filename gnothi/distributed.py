@@ -47,7 +47,10 @@ def device_of(name: str | None) -> torch.device:
 def start(device: torch.device) -> None:
     """Join the processes that ``torchrun`` started; nothing to do for a plain process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # A store of its own for each start: after a restart torchrun's holds the addresses of the processes that ended.
+        store, own, count = next(iter(dist.rendezvous("env://")))
+        apart = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=apart, rank=own, world_size=count)
         dist.distributed_c10d._get_default_store().set(_key("place", rank()), f"{socket.gethostname()} {os.getpid()}")
 
 
@@ -113,7 +116,7 @@ def _of_connections(error: Exception) -> bool:
 
 
 def _key(what: str, rank: int) -> str:
-    return f"gnothi {what} {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} {rank}"
+    return f"gnothi {what} {rank}"
 
 
 def _tell(message: str) -> None:
