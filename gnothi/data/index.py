@@ -18,6 +18,7 @@ import numpy as np
 
 from gnothi.contracts import DataError
 from gnothi.data.decode import EXTENSIONS
+from gnothi.data.folder import printable
 from gnothi.data.labels import GROUP_COLUMNS, LABEL_COLUMNS
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,9 @@ ENDINGS = (*(e.removeprefix(".") for e in EXTENSIONS), "npy")
 KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 """WebDataset's: the key reaches to the first dot of the name after the last slash."""
 LARGEST = 1 << 20
-"""Bytes of a label that is read."""
+"""Bytes of a .cls or .json that is read."""
+LONGEST = 200
+"""Letters of a label or group."""
 PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 BLOCK = 512
 
@@ -89,13 +92,13 @@ def build(file: BinaryIO, length: int, wanted: Wanted = Wanted()) -> Index:  # n
     for key, members in _samples(file, length):
         image = _image(key, members, wanted.member)
         if image is None:
-            without.append(key)
+            without.append(printable(key))
             continue
         said = _label(file, key, members, wanted, unread)
-        rows.append((f"{key}.{image}", members[image].offset_data, members[image].size, *said))
+        rows.append((printable(f"{key}.{image}"), members[image].offset_data, members[image].size, *said))
     notes = [f"{len(without)} samples have no image, such as {without[0]}"] if without else []
     notes += [f"{len(unread)} labels cannot be read, such as that of {unread[0]}"] if unread else []
-    texts = [row[0].encode("utf-8", "backslashreplace") for row in rows]
+    texts = [row[0].encode() for row in rows]
     cls, label, group = (_words([str(row[i]) for row in rows]) for i in (3, 4, 5))
     return Index(
         names=np.frombuffer(b"".join(texts), dtype=np.uint8),
@@ -124,7 +127,7 @@ def _samples(file: BinaryIO, length: int) -> Iterator[tuple[str, dict[str, tarfi
             yield current, members
             members = {}
         if ending in members:
-            raise DataError(f"holds {member.name} twice; a sample has one member of an ending")
+            raise DataError(f"holds {printable(member.name)} twice; a sample has one member of an ending")
         current, members[ending] = key, member
     if members:
         yield current, members
@@ -141,11 +144,13 @@ def _members(file: BinaryIO, length: int) -> Iterator[tarfile.TarInfo]:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all of them
                 if member.offset_data + member.size > length:
-                    raise DataError(f"is cut short in {member.name}, after {length:,} bytes; fetch or pack it again")
+                    raise DataError(f"is cut short in {printable(member.name)}, after {length:,} bytes; fetch or pack it again")
                 if member.isreg() and not member.issparse():
                     yield member
             end = tar.offset
-    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # headers that were altered make tarfile raise anything
         raise DataError(f"is no whole tar file: {' '.join(str(error).split())}; fetch or pack it again") from error
     file.seek(end)
     if file.read(BLOCK).strip(b"\0"):
@@ -158,7 +163,7 @@ def _image(key: str, members: dict[str, tarfile.TarInfo], wanted: str | None) ->
         return wanted.lower() if wanted.lower() in members else None
     found = [e for e in members if e in ENDINGS] or [e for e in members if e.rpartition(".")[2] in ENDINGS]
     if len(found) > 1:
-        raise DataError(f"{key} has several images ({', '.join(found)}); say which one with data.member, such as data.member={found[0]}")
+        raise DataError(f"{printable(key)} has several images ({', '.join(found)}); say which one with data.member, such as data.member={found[0]}")
     return found[0] if found else None
 
 
@@ -167,18 +172,24 @@ def _label(file: BinaryIO, key: str, members: dict[str, tarfile.TarInfo], wanted
     cls = label = group = ""
     try:
         if "cls" in members:
-            cls = _read(file, members["cls"]).decode().strip()
+            cls = _short(_read(file, members["cls"]).decode().strip())
         if "json" in members and isinstance(about := json.loads(_read(file, members["json"])), dict):
             label, group = _field(about, wanted.label, LABEL_COLUMNS), _field(about, wanted.group, GROUP_COLUMNS)
     except (ValueError, RecursionError, DataError):
-        unread.append(key)
+        unread.append(printable(key))
     return cls, label, group
 
 
 def _field(about: dict[str, Any], asked: str | None, usual: tuple[str, ...]) -> str:
     name = asked if asked is not None else next((word for word in usual if word in about), "")
     value = about.get(name)
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    return _short(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def _short(text: str) -> str:
+    if len(text) > LONGEST:
+        raise DataError("is too long")
+    return text
 
 
 def _read(file: BinaryIO, member: tarfile.TarInfo) -> bytes:

@@ -18,6 +18,8 @@ from gnothi.data.forms import Form, no_bomb
 
 CHANNEL_AXES = "CSQ"
 """Axes of a series that are channels, as in a folder of images; the others are pages."""
+MOST = 1 << 20
+"""Planes of a series."""
 OPEN = 8
 """Files that a process keeps open."""
 
@@ -84,6 +86,8 @@ def read(path: str, page: Page, top: int, left: int, height: int, width: int) ->
 def _listed(series: Any, number: int, level: int) -> list[Page | DataError]:
     one = series.levels[min(level, len(series.levels) - 1)]
     shape = one.shape[: len(one.axes) - len(one.keyframe.axes)]
+    if math.prod(shape) > MOST:
+        return [DataError(f"declares {math.prod(shape):,} planes, more than {MOST:,}")]
     order = np.arange(math.prod(shape)).reshape(shape)
     channels = [i for i, axis in enumerate(one.axes[: len(shape)]) if axis in CHANNEL_AXES]
     order = np.moveaxis(order, channels, range(-len(channels), 0)).reshape(-1, math.prod(shape[i] for i in channels))  # [images, channels]

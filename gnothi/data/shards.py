@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gnothi.contracts import DataError, Source
-from gnothi.data.arrays import finish, kept_type
+from gnothi.data.arrays import MOST_CLASSES, finish, kept_type
 from gnothi.data.decode import decode, header
 from gnothi.data.folder import LOOKED_AT, folder_splits, natural, printable, split_folders
 from gnothi.data.forms import Form, agree, fit, form_of
@@ -338,7 +338,7 @@ def _classes(indices: list[Index]) -> tuple[np.ndarray | None, tuple[str, ...] |
     label, words = _joined([(i.label, i.label_words) for i in indices])
     if not cls.any() and not label.any():
         return None, None
-    whole = all(n.isdecimal() and int(n) < 1 << 24 for n in numbers[1:])
+    whole = all(n.isdecimal() and int(n) < MOST_CLASSES for n in numbers[1:])
     if cls.any() and whole:
         labels = np.array([-1, *map(int, numbers[1:])])[cls]
         pairs = {(int(a), int(b)) for a, b in zip(*np.unique(np.stack([labels, label]), axis=1), strict=True) if a >= 0 and b}

@@ -396,3 +396,68 @@ def test_training_meets_the_views_of_the_folder_that_was_packed_from_any_step_on
     for part in (slice(0, 1), slice(1, 4)):
         for a, b in zip(expected, views(shards, part=part)[0], strict=True):
             assert a[0][part] == b[0]
+
+
+# ---- spoilt --------------------------------------------------------------------------------------
+def spoilt(data, case):
+    """Some bytes changed, mostly in headers: by their own generator, so that a case can be looked at again."""
+    random, changed = generator(1, "spoilt", case), bytearray(data)
+    for _ in range(1 + case % 4):
+        block = int(torch.randint(len(data) // 512, (), generator=random)) * 512
+        at = block + int(torch.randint(512 if case % 3 else 160, (), generator=random))
+        changed[at] = int(torch.randint(256, (), generator=random))
+        if case % 5 == 0:  # a checksum that fits, so that what the header says is believed
+            header = changed[block : block + 512]
+            header[148:156] = b" " * 8
+            changed[block + 148 : block + 156] = b"%06o\0 " % sum(header)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("cases", [range(300), pytest.param(range(300, 6000), marks=pytest.mark.slow)], ids=["300", "6000"])
+def test_a_shard_that_was_spoilt_at_random_gives_pixels_or_one_line(tmp_path, cases):
+    members = [
+        ("d/1.png", file(1)),
+        ("d/1.cls", b"0"),
+        ("d/1.json", b'{"label": "a"}'),
+        ("x" * 120 + ".png", file(2)),
+        ("3.npy", npy(np.ones((4, 5), np.uint8))),
+    ]
+    whole = write(tmp_path / "whole.tar", members).read_bytes()[:8192]
+    read = refused = 0
+    for case in cases:
+        path = tmp_path / "a.tar"
+        path.write_bytes(spoilt(whole, case))
+        os.utime(path, ns=(case, case))
+        try:
+            source = open_data(f"shards:{path}")
+        except DataError as error:
+            refused += 1
+            assert "a.tar" in str(error) and len(str(error).splitlines()) == 1 and str(error).isprintable(), case
+            continue
+        for row in range(len(source)):
+            try:
+                assert source.image(row).shape[1:] == source.shape(row)
+                read += 1
+            except DataError as error:
+                assert len(str(error).splitlines()) == 1 and str(error).startswith("a.tar/"), case
+    assert read > len(cases) and refused > len(cases) // 20
+
+
+def test_labels_of_absurd_size_and_number_are_no_labels(tmp_path):
+    rows = [
+        ("1.png", file(1)),
+        ("1.cls", b"9" * 300),
+        ("2.png", file(2)),
+        ("2.json", json.dumps({"label": "x" * 10**5}).encode()),
+        ("3.png", file(3)),
+        ("3.cls", b"99999999"),
+    ]
+    source = open_data(f"shards:{write(tmp_path / 'a.tar', rows)}")
+    assert source.classes == ("99999999",) and source.labels.tolist() == [-1, -1, 0] and "2 labels cannot be read" in source.notes[0]
+
+
+def test_names_that_command_a_terminal_are_written_as_escapes(tmp_path):
+    source = open_data(f"shards:{write(tmp_path / 'a.tar', [('a' + chr(27) + '[2J' + chr(10) + 'b.png', b'no')] + [('c.png', file(1))])}")
+    assert source.name(0) == "a.tar/a\\x1b[2J\\nb.png"
+    with pytest.raises(DataError, match=r"^a.tar/a.x1b.2J.nb.png: is not an image"):
+        source.image(0)
