@@ -75,19 +75,22 @@ class Level(NamedTuple):
     """A block that feeds a detector."""
 
     block: int
+    """Its number, or -1 for the network's own patches, after its final norm."""
     width: int
     stride: int
 
 
 @torch.no_grad()
 def levels(backbone: nn.Module, channels: int, size: int, most: int) -> tuple[Level, ...]:
-    """The last block of each stride from 4 pixels on, the ``most`` coarsest, finest first; the last block alone where all have one stride."""
+    """The last block of each stride from 4 pixels on, the ``most`` coarsest, finest first; the network's own patches where all have one stride."""
     numbers = tuple(range(len(backbone.block_widths)))  # type: ignore[arg-type]
     training = backbone.training
     device = next(backbone.parameters()).device
-    blocks = backbone.eval()(torch.zeros(1, channels, size, size, device=device), Want(patches=True, blocks=numbers)).blocks
+    said = backbone.eval()(torch.zeros(1, channels, size, size, device=device), Want(patches=True, blocks=numbers))
     backbone.train(training)
-    by_stride = {size // b.grid[0]: Level(i, b.patches.shape[2], size // b.grid[0]) for i, b in blocks.items()}  # a later block takes the place
+    by_stride = {size // b.grid[0]: Level(i, b.patches.shape[2], size // b.grid[0]) for i, b in said.blocks.items()}  # a later block takes the place
+    if len(by_stride) == 1 and len(numbers) > 1:
+        return (Level(-1, said.patches.shape[2], *by_stride),)
     found = sorted(by_stride.values(), key=lambda level: level.stride)
     coarse = [level for level in found if level.stride >= FINEST] or found[-1:]
     return tuple(coarse[-most:])
@@ -110,9 +113,9 @@ class Maps(nn.Module):
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """[B, C, H, W] to maps [B, width, h, w], finest first."""
-        said = self.held[0](images, Want(patches=True, blocks=tuple(sorted(level.block for level in self.taken)))).blocks
-        blocks = [said[level.block] for level in self.taken]
-        maps = OrderedDict((str(i), b.patches.mT.unflatten(2, b.grid).contiguous()) for i, b in enumerate(blocks))
+        said = self.held[0](images, Want(patches=True, blocks=tuple(sorted(level.block for level in self.taken if level.block >= 0))))
+        places = [said if level.block < 0 else said.blocks[level.block] for level in self.taken]
+        maps = OrderedDict((str(i), p.patches.mT.unflatten(2, p.grid).contiguous()) for i, p in enumerate(places))
         return self.joined(maps) if len(self.taken) > 1 else OrderedDict({"0": self.joined(maps["0"])})
 
 

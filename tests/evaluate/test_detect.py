@@ -7,12 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import toys
 from scenery import scenery
 from terminal import said
 from torch import nn
 
-from gnothi.contracts import DataError, EncoderError, Pixels, SettingError, Step
+from gnothi.contracts import DataError, EncoderError, Pixels, SettingError, Step, Want
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.evaluate import DetectSpec, detect
 from gnothi.evaluate.detect import measured
@@ -42,7 +43,7 @@ def test_levels_are_the_last_block_of_each_stride_from_four_on():
     resnet, vit = build(MICRO, 3, 32, 0), build(VIT, 3, 64, 0)
     assert [(v.block, v.width, v.stride) for v in levels(resnet, 3, 32, 4)] == [(2, 8, 4), (3, 8, 8)]
     assert [v.block for v in levels(resnet, 3, 32, 1)] == [3] and resnet.training
-    assert [(v.block, v.width, v.stride) for v in levels(vit, 3, 64, 4)] == [(1, 12, 8)]
+    assert [(v.block, v.width, v.stride) for v in levels(vit, 3, 64, 4)] == [(-1, 12, 8)]
     assert [v.stride for v in levels(build(BackboneSpec(args={"widths": [4, 4]}), 3, 32, 0), 3, 32, 4)] == [2]
 
 
@@ -64,6 +65,14 @@ def test_maps_are_those_of_torchvision_with_the_same_weights():
     assert list(a) == list(b) == ["0", "1", "2", "3", "pool"]
     for key, value in a.items():
         torch.testing.assert_close(value, b[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_transformer_gives_its_patches_after_the_final_norm():
+    vit = build(VIT, 3, 64, 0).eval()
+    maps, images = Maps(vit, levels(vit, 3, 64, 4), 8), torch.randn(2, 3, 32, 64)
+    patches = vit(images, Want(patches=True)).patches  # [B, 4 * 8, 12]
+    grid = torch.stack([patches[:, 8 * row : 8 * row + 8] for row in range(4)], 1).permute(0, 3, 1, 2)
+    torch.testing.assert_close(maps(images)["0"], F.conv2d(grid, maps.joined.weight, maps.joined.bias))
 
 
 def test_anchors_are_eight_strides_wide_a_level_and_of_four_sizes_where_there_is_one(tmp_path):
