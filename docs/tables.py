@@ -138,7 +138,8 @@ def auxiliaries() -> str:
             times, counted, more = r["seconds"] / base["seconds"], r["flops"] / base["flops"], (r["memory"] - base["memory"]) / 2**20
             about = f"x {times:.2f} | x {counted:.2f} | {more:+.0f} MiB"
         lines.append(f"| {r['method']} | {r['beside']} | {about} |")
-    return "\n".join(lines) if rows else "Not run yet."
+    sizes = sorted({f"{r['backbone']}, {r['batch']} images a batch, {r['device'] or 'one core'}" for r in rows.values()})
+    return "\n".join([*lines, "", f"Measured with {'; '.join(sizes)}."]) if rows else "Not run yet."
 
 
 def local_memory() -> str:

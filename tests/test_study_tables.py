@@ -102,13 +102,15 @@ def test_students_stand_by_pretext_task_with_their_blocks(made: Any) -> None:
 
 def test_costs_are_said_over_the_method_alone(made: Any) -> None:
     tables, _, write = made
-    base = {"method": "byol", "beside": "nothing", "seconds": 0.5, "flops": 2e9, "memory": 100 * 2**20}
-    more = {"method": "byol", "beside": "layers", "seconds": 0.6, "flops": 3e9, "memory": 120 * 2**20}
+    shape = {"method": "byol", "backbone": "micro-vit", "batch": 32, "device": None}
+    base = {**shape, "beside": "nothing", "seconds": 0.5, "flops": 2e9, "memory": 100 * 2**20}
+    more = {**shape, "beside": "layers", "seconds": 0.6, "flops": 3e9, "memory": 120 * 2**20}
     write("auxiliaries", {"byol nothing": base, "byol layers": more}, "benchmarks")
     assert rows(tables.auxiliaries())[1:] == [
         ["byol", "nothing", "0.500 s", "2.0 GFLOP", "100 MiB"],
         ["byol", "layers", "x 1.20", "x 1.50", "+20 MiB"],
     ]
+    assert tables.auxiliaries().endswith("Measured with micro-vit, 32 images a batch, one core.")
     row = {"rows": 128_000, "width": 8, "clusters": 4, "used": 100, "passes": 5, "seconds": 100.0, "pass": 12.0, "peak": 2**20}
     write("clusters", [row], "benchmarks")
     assert "1,280,000 rows would take 2.0 minutes a pass and 12 in all on this core" in tables.clusters()  # 28 s of fit, six passes of 120 s
