@@ -158,7 +158,6 @@ class _Job:
         """Choose the rate, train on all labelled rows, and look at the test rows once; which of them could be read."""
         rate, tried, chosen_on = self._rate()
         method = self._train(np.arange(len(self.part.rows)), rate, "final")
-        assert method is not None
         test = self.rows.test
         scores = _scores(method, self.start, test.source, test.rows)
         whole = ~np.isnan(scores[:, 0])
@@ -191,22 +190,23 @@ class _Job:
         done = None if folder is None else folder / "tried.json"
         if done is not None and done.exists():
             return json.loads(done.read_text(encoding="utf-8"))
-        method, names = self._train(kept, rate, f"rate-{rate:g}"), len(self.rows.names)
-        tried = {"setting": rate, "accuracy": 0.0, "cross_entropy": math.log(names)}
-        if method is not None:
-            scores = _scores(method, self.start, self.part.source, self.part.rows[held])
+        tried = {"setting": rate, "accuracy": 0.0, "cross_entropy": math.log(len(self.rows.names))}
+        try:
+            scores = _scores(self._train(kept, rate, f"rate-{rate:g}"), self.start, self.part.source, self.part.rows[held])
             whole = ~np.isnan(scores[:, 0])
             truth, said = torch.from_numpy(self.part.labels[held][whole]), torch.from_numpy(scores[whole]).double()
             right = float((said.argmax(1) == truth).double().mean())
             tried |= {"accuracy": right, "cross_entropy": float(F.nll_loss(said.clamp_min(1e-12).log(), truth))}
+        except RunError:
+            pass
         if folder is not None and done is not None:
             write_text(done, json.dumps(tried))
             for checkpoint in folder.glob("*.safetensors"):
                 checkpoint.unlink()
         return tried
 
-    def _train(self, rows: np.ndarray, rate: float, what: str) -> Classify | None:
-        """The classifier after the last step; None where a term was not finite in a trial."""
+    def _train(self, rows: np.ndarray, rate: float, what: str) -> Classify:
+        """The classifier after the last step."""
         source = Subset(self.part.source, self.part.rows[rows])
         source.labels, source.classes = self.part.labels[rows], self.rows.names
         with seeded(self.seed, "init", 1):
@@ -216,12 +216,7 @@ class _Job:
         if folder is not None and what == "final":
             self._describe(folder)
         broken, shown = self.settings.broken_fraction, self.shown
-        try:
-            self.start.train(method, source, self.spec, rate, seed=self.seed, folder=folder, broken=broken, shown=shown)
-        except RunError:
-            if what == "final":
-                raise
-            return None
+        self.start.train(method, source, self.spec, rate, seed=self.seed, folder=folder, broken=broken, shown=shown)
         return method
 
     def _folder(self, what: str) -> Path | None:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from gnothi.contracts import SettingError, Source, Spec, did_you_mean
+from gnothi.contracts import EncoderError, RunError, SettingError, Source, Spec, did_you_mean
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.evaluate.fitting import fit, named
 from gnothi.evaluate.freezing import below, block_number, freeze, renew
@@ -171,7 +171,14 @@ class Start:
         )
 
     def vectors(self, learnt: nn.Module, source: Source, rows: np.ndarray) -> Tensor:
-        """[M, D] of whole images as the encoder shows them to its network, by what that became; NaN where an image cannot be read."""
+        """[M, D] of whole images as the encoder shows them to its network, by what that became; NaN where an image cannot be read.
+
+        Raises:
+            RunError: a vector is not finite.
+        """
         e, network = self.encoder, cast(Any, learnt)
         tuned = NetworkEncoder("tuned", network, e.spec, e.channels, e.size, e.pixels, any_range=e.any_range, device=e.device)
-        return torch.from_numpy(tuned.embed_source(source, rows)).to(e.device)
+        try:
+            return torch.from_numpy(tuned.embed_source(source, rows)).to(e.device)
+        except EncoderError as error:
+            raise RunError(f"{self.name}: fine-tuning broke it, a lower --lr may help; {error}") from None

@@ -29,6 +29,11 @@ PIXELS = Pixels(0.0, 255.0, (0.4, 0.5, 0.6), (0.25,) * 3)
 SMALL = {"size": 32, "width": 8, "regions": 16, "proposals": 20, "batch": 2}
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("gnothi.evaluate.average_precision.RESAMPLES", 50)
+
+
 def encoder(seed=0, spec=MICRO, name="micro", size=32):
     return NetworkEncoder(name, build(spec, 3, size, seed), spec, 3, size, PIXELS)
 
@@ -188,7 +193,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path, monkeypatch):
     spec = DetectSpec(**SMALL, steps=5)
     whole = detect([encoder()], str(tmp_path / "images"), spec=spec, out=tmp_path / "whole")
 
-    class Stopping(FITTING.Learner):
+    real = FITTING.Learner
+
+    class Stopping(real):
         def step(self):
             super().step()
             if self.number == 3:
@@ -198,7 +205,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path, monkeypatch):
     monkeypatch.setattr(FITTING, "Learner", Stopping)
     with pytest.raises(Interrupted, match="stopped after step 3 of 5; the same command goes on"):
         detect([encoder()], str(tmp_path / "images"), spec=spec, out=tmp_path / "parts")
-    monkeypatch.undo()
+    monkeypatch.setattr(FITTING, "Learner", real)
     assert detect([encoder()], str(tmp_path / "images"), spec=spec, out=tmp_path / "parts") == whole
     a, b = (next((tmp_path / name).glob("*/step-0000005.safetensors")).read_bytes() for name in ("whole", "parts"))
     assert a[-20000:] == b[-20000:]

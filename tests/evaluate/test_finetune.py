@@ -160,7 +160,7 @@ def test_frozen_to_the_last_block_it_is_logistic_regression_by_sgd():
 # ---- measuring ----------------------------------------------------------------------------------
 def test_fine_tuning_learns_what_can_be_learnt_and_compares_by_row():
     train, test = coloured(), coloured(30, 9)
-    spec = FinetuneSpec(epochs=12, batch=8, lr=0.05)
+    spec = FinetuneSpec(epochs=8, batch=8, lr=0.05)
     first, second, control = finetune([encoder(), encoder(1, name="other")], train, test, spec=spec, control=True)
     assert first.value > 0.8 and first.n == 30 and control.encoder == "micro-resnet, random weights"
     for r in (second, control):

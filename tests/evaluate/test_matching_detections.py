@@ -17,6 +17,11 @@ from gnothi.evaluate.scenes import Scenes
 from gnothi.randomness import generator
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("gnothi.evaluate.average_precision.RESAMPLES", 200)
+
+
 def drawn(n=12, seed=0, classes=("a", "b", "c"), whole=True):
     """Random scenes, and detections that are near their objects or anywhere; corners at whole pixels, scores that differ."""
     g = generator(seed, "scenes")

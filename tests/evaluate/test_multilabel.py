@@ -30,6 +30,7 @@ OBJECT = "<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>1</xmin>
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("gnothi.evaluate.average_precision.RESAMPLES", 50)
     monkeypatch.setenv("GNOTHI_CACHE", str(tmp_path / "cache"))
 
 
@@ -136,7 +137,7 @@ def test_a_part_is_held_out_where_no_test_is_named(tmp_path):
 
 # ---- networks that go on learning ---------------------------------------------------------------
 SPEC = BackboneSpec(args={"widths": [4, 8]})
-QUICK = {"epochs": 3.0, "batch": 8}
+QUICK = {"epochs": 1.0, "batch": 8}
 
 
 def encoder(seed=0):
@@ -159,6 +160,7 @@ def tagged(folder, n=48, seed=0):
     return str(folder), DataSpec(labels=str(folder.parent / f"{folder.name}.csv"))
 
 
+@pytest.mark.slow
 def test_networks_learn_what_images_show(tmp_path):
     data, settings = tagged(tmp_path / "a")
     tune = FinetuneSpec(epochs=12, batch=8, lr=0.1)
