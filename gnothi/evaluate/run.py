@@ -18,7 +18,7 @@ from gnothi.evaluate import nearest
 from gnothi.evaluate.linear import Rows
 from gnothi.evaluate.linear import check as check_linear
 from gnothi.evaluate.linear import predict as predict_linear
-from gnothi.evaluate.result import Predictions, Result, accuracy, paired
+from gnothi.evaluate.result import Predictions, Result, accuracy, against
 
 FRACTION = 0.2
 """Held out for testing where the data has no split of its own."""
@@ -121,7 +121,7 @@ def measure(kind: str, vectors: Iterable[tuple[str, np.ndarray, np.ndarray]], ro
         if first is None:
             first = name, rows.test.rows[whole], predictions.correct
         else:
-            details["paired"] = _against(first, rows.test.rows[whole], predictions.correct)
+            details["paired"] = against(first, rows.test.rows[whole], predictions.correct)
         results.append(accuracy(kind, predictions, f"{protocol}; {rows.words}", encoder=name, seeds=(seed,), **details))
     return results
 
@@ -133,12 +133,6 @@ def vectors_of(encoder: Encoder, part: Part, cache: str | None, progress: Progre
     if np.isnan(vectors[:, 0]).all():
         raise DataError(f"none of the {len(part.rows)} images of {part.words} can be read, the first is {part.source.name(int(part.rows[0]))}")
     return vectors
-
-
-def _against(first: tuple[str, np.ndarray, np.ndarray], rows: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    name, its_rows, its_correct = first
-    _, mine, its = np.intersect1d(rows, its_rows, assume_unique=True, return_indices=True)
-    return {"against": name, **asdict(paired(correct[mine], its_correct[its]))}
 
 
 # ---- the kinds -----------------------------------------------------------------------------------
