@@ -73,11 +73,12 @@ def prepare() -> None:
     np.savez("cells.npz", images=np.repeat(noise, 2, 3)[..., :5].astype(np.uint16) * 200, labels=np.arange(48) % 3)
     np.save("mine.npy", photo_tiles("train", 32, TILES, 0).array.float().mean((2, 3)).numpy())
     small = ("--set", "backbone.args.widths=[8,8,8,16]", "--set", "training.threads=1")
-    for name, data in {"mine": "my-images", "cells": "cells.npz"}.items():
-        done = gnothi("train", data, "--out", f"runs/{name}", *small)
+    for seed, (name, data) in enumerate({"mine": "my-images", "b": "my-images", "cells": "cells.npz"}.items()):
+        done = gnothi("train", data, "--out", f"runs/{name}", *small, "--set", f"seed={seed}")
         assert done.code == 0, done.err
-    for name in ("x", "a", "b", "base", "sdssl", "dino"):
+    for name in ("x", "a", "base", "sdssl", "dino"):
         shutil.copytree("runs/mine", f"runs/{name}")
+    assert gnothi("ensemble", "fit", "runs/a", "runs/b", "--data", "my-images", "--out", "runs/together").code == 0
     for ending in ("parquet", "npz", "safetensors"):
         assert gnothi("embed", "runs/mine", "my-images", "--out", f"features.{ending}").code == 0
 
