@@ -109,9 +109,13 @@ def _page(series: Any, number: int, level: int, pages: tuple[int, ...]) -> Page:
         raise DataError(f"has the axes {one.axes}, of which its pages hold {key.axes}; save a page a plane")
     if len(one.pages) <= pages[-1]:
         raise DataError(f"lists {len(one.pages)} of its planes (ImageJ does so beyond 4 GB); save it as OME-TIFF")
+    tall, wide = _piece(key)
     if not key.is_final:
-        tall, wide = _piece(key)
         no_bomb(wide, tall, samples * key.dtype.itemsize)
+    if key.is_final and key.dataoffsets[0] + key.nbytes > key.parent.filehandle.size:
+        raise DataError(f"declares {width} x {height} pixels, more than the file holds")
+    if not key.is_final and planes * math.ceil(height / tall) * math.ceil(width / wide) > len(key.dataoffsets):
+        raise DataError(f"declares {width} x {height} pixels, more than the {len(key.dataoffsets)} pieces that it lists")
     form = tiff.form_once_decoded(first, planes * samples * len(pages))
     return Page(number, level, pages, height, width, tiff.orientation(first) >= 5, form)
 

@@ -356,7 +356,7 @@ def _array(data: bytes) -> tuple[np.ndarray, Form]:
     """[H, W, C] of an .npy file of [H, W] or [H, W, C], and its form."""
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # the reader of a broken header raises anything
         raise DataError(f"cannot be read: {' '.join(str(error).split())[:120]}") from error
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise DataError(f"must hold [H, W] or [H, W, C], got the shape {array.shape}")

@@ -169,7 +169,7 @@ def starts(side: int, tile: int, step: int) -> tuple[int, ...]:
 def _chosen(series: list[list[Page | DataError]], pages: str | None) -> list[tuple[int, Page]]:
     """The images asked for, with their numbers in the file."""
     every = [page for own in series for page in own]
-    numbers = list(range(len(series[0]))) if pages is None else numbers_of(pages)
+    numbers = numbers_of(pages) if pages is not None else list(range(len(series[0]) if series else 0))
     if not every or numbers[-1] >= len(every):
         raise DataError(f"has {len(every)} images, counted from 0; data.pages asks for {numbers[-1] if numbers else 0}")
     chosen = []

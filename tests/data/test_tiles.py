@@ -214,6 +214,34 @@ def test_a_source_survives_pickling_and_its_fingerprint_follows_the_cut(tmp_path
     assert len(prints) == 3 and source.fingerprint() in prints
 
 
+@pytest.mark.parametrize("cases", [range(150), pytest.param(range(150, 3000), marks=pytest.mark.slow)], ids=["150", "3000"])
+def test_a_file_that_was_spoilt_at_random_gives_pixels_or_one_line(tmp_path, cases):
+    how = ({"tile": (32, 32), "compression": "zlib"}, {"rowsperstrip": 9, "compression": "lzw"}, {}, {"tile": (32, 32), "compression": "jpeg"})
+    wholes = []
+    for i, kind in enumerate(how):
+        tifffile.imwrite(tmp_path / f"{i}.tif", noise(70, 90), **kind)
+        wholes.append((tmp_path / f"{i}.tif").read_bytes())
+        (tmp_path / f"{i}.tif").unlink()
+    read = refused = 0
+    for case in cases:
+        random, data = generator(2, "spoilt", case), bytearray(wholes[case % 4])
+        for _ in range(1 + case % 3):  # mostly where the tags are, in the first 300 bytes and behind the last pixel
+            at = int(torch.randint(300 if case % 5 else len(data), (), generator=random))
+            data[at] = int(torch.randint(256, (), generator=random))
+        path = tmp_path / f"{case}.tif"
+        path.write_bytes(bytes(data))
+        try:
+            source = tiles(path, tile=64)
+            for row in range(min(len(source), 6)):
+                assert source.image(row).shape[1:] == source.shape(row)
+            read += 1
+        except DataError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1 and f"{case}.tif" in str(error), case
+        path.unlink()
+    assert read > len(cases) // 10 and refused > len(cases) // 10
+
+
 # ---- larger than memory --------------------------------------------------------------------------
 def test_training_reads_no_whole_page(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "a.tif", noise(2, 256, 256), photometric="minisblack", metadata={"axes": "ZYX"}, tile=(64, 64), compression="zlib")
