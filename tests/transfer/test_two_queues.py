@@ -9,7 +9,7 @@ import pytest
 import torch
 import toys
 from oracles import plain
-from pupils import distilled, vectors
+from pupils import distilled, source, vectors
 
 from gnothi.contracts import SettingError, Want
 from gnothi.methods.distil import Queue, similarity_divergence
@@ -77,11 +77,10 @@ def test_a_queue_that_begins_empty_gives_what_it_got_and_knows_it_after_a_stop()
 
 def test_the_student_has_no_head_and_only_neighbours_are_judged(tmp_path: Path) -> None:
     made = distilled(tmp_path, loss="compress", queues=2)
+    assert {"mine.vectors", "mine.place", "mine.filled", "queues.1.vectors", "slow.norm.weight"} <= made.state_dict().keys()
     assert not list(made.heads.parameters()) and made.slow is not None and not any(p.requires_grad for p in made.slow.parameters())
     outputs = made(toys.views(3), Want(), toys.step())
     assert len(outputs.target) == 1 and not outputs.target[0].said.projection.requires_grad
-    from pupils import source
-
     judged = made.judge(toys.spherical(100, 12), source())
     assert list(judged) == ["held_out_neighbours"]
 
