@@ -1,4 +1,4 @@
-"""K-means over features on the disk: time and memory for a number of rows, and for a quarter of it.
+"""K-means over features on the disk: time and memory for a number of rows, and for a half and a quarter of it.
 
     python -m benchmarks.clusters [--rows N] [--width D] [--clusters K] [--memory GIB] [--passes N]
 
@@ -91,7 +91,7 @@ def main() -> None:
         print(json.dumps(measure(given.rows, given.width, given.clusters, given.memory, given.passes)))
         return
     found = []
-    for rows in (given.rows // 4, given.rows):
+    for rows in (given.rows // 4, given.rows // 2, given.rows):
         options = {"rows": rows, "width": given.width, "clusters": given.clusters, "memory": given.memory, "passes": given.passes}
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "benchmarks.clusters", "--one", *words]
