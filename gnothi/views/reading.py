@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from gnothi.contracts import DataError, GnothiError, RunError, Source
 from gnothi.randomness import generator
@@ -34,10 +34,12 @@ class FromSource(Dataset["Cuts | GnothiError"]):
 
     def __getitem__(self, step: int) -> Cuts | GnothiError:
         try:
-            return self._load(step)
+            return _shared(self._load(step))
         except GnothiError as error:
             return error
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+                raise
             return RunError("no memory left while images were read; fewer loader processes (training.workers) or smaller images need less")
 
     def _load(self, step: int) -> Cuts:
@@ -80,6 +82,14 @@ class FromSource(Dataset["Cuts | GnothiError"]):
         for crop, box, out in zip(self.crops, boxes, images, strict=True):
             one = _cut_one(image, box.boxes[i] * ratio, crop.spec.size, box.flips[i : i + 1], box.turns[i : i + 1])
             out[i] = one.add_(0.5).clamp_(0, 255) if out.dtype == torch.uint8 else one  # the assignment rounds down
+
+
+def _shared(cuts: Cuts) -> Cuts:
+    """The same in memory that the main process sees. Torch would do it in a thread whose failure, for want of memory, nobody hears of."""
+    if get_worker_info() is not None:
+        for tensor in (cuts.index, *cuts.images, *(part for b in cuts.boxes for part in (b.boxes, b.flips, b.turns))):
+            tensor.share_memory_()
+    return cuts
 
 
 class Reader:

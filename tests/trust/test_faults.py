@@ -199,7 +199,7 @@ def test_an_altered_checkpoint_is_noticed_and_the_one_before_used(
     assert path is not None and checkpoint.step_of(path) == 10
     raw = path.read_bytes()
     altered = {
-        "a number of the header": raw.replace(b'\\"step\\": 10', b'\\"step\\": 18'),
+        "a number of the header": raw.replace(b'\\"total\\": 18', b'\\"total\\": 19'),
         "the order of names": raw.replace(b'"method.backbone.', b'"method.kcabbone.', 1),
         "half": raw[: len(raw) // 2],
     }[damage]
