@@ -79,7 +79,7 @@ def fit(encoders: tuple[str, ...], data: str, out: str, assignments: tuple[str, 
 
     spec, settings = divided(data, assignments)
     with counted("embedding", not as_json) as progress, Steps() as steps:
-        told_of = {"progress": progress, "hears": None if as_json else steps}
+        told_of: dict[str, Any] = {"progress": progress, "hears": None if as_json else steps}
         made = make(encoders, data, out, options=settings, settings=spec, device=device, **told_of, **chosen)
     record = made.ensemble.record
     told(
