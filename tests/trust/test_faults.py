@@ -83,7 +83,7 @@ def stopped(data: Path, tmp_path: Path) -> Path:
 
 
 # ---- signals and kills --------------------------------------------------------------------------
-@pytest.mark.parametrize("rounds", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_run_ended_at_any_instant_goes_on_and_ends_with_the_bits_of_the_unbroken_one(rounds: int, data: Path, tmp_path: Path) -> None:
     done = script("import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')", HERE / "killer.py", data, tmp_path, rounds, seconds=600)
     assert done.returncode == 0, done.stderr
@@ -154,6 +154,7 @@ def exportable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return data, place / "run"
 
 
+@pytest.mark.slow
 def test_where_a_file_cannot_grow_it_is_said_and_nothing_half_written_stays(exportable: tuple[Path, Path], tmp_path: Path) -> None:
     data, run = exportable
     said = writes(run, data, tmp_path, 50_000)

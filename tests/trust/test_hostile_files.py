@@ -338,7 +338,7 @@ def test_folders_whose_settings_are_anything_are_opened_or_refused(cases: int, f
     assert refused > cases / 10
 
 
-@pytest.mark.parametrize("cases", [10, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [6, pytest.param(300, marks=pytest.mark.slow)])
 def test_pages_of_folders_that_hold_anything_are_drawn_or_refused(cases: int, run: Path, tmp_path: Path) -> None:
     own = copied(run, tmp_path / "own")
     (own / twice.COPY).unlink()
