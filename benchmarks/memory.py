@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -17,64 +18,49 @@ from typing import Any
 import numpy as np
 import torch
 
-from gnothi import pretrain
-from gnothi.data import ArraySource
-from gnothi.data.packing import pack
+from gnothi.data import ArraySource, pack, pixels
+from gnothi.data import open as open_data
 from gnothi.randomness import generator
-from gnothi.recipes.resolve import resolve
+from gnothi.recipes.views import VIEWS
 from gnothi.training.checkpoint import write_text
+from gnothi.views.batches import Batches
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 BATCH, SIZE = 100, 16
 
 
 def resident() -> dict[str, float]:
-    """MiB of this process and of its children, what they share counted once (Pss)."""
+    """MiB of this process and of its children: their own pages, and shares of those that they have together; files that are mapped do not count."""
     me = Path("/proc/self")
-    children = [Path(f"/proc/{pid}") for pid in (me / "task" / str(int(me.resolve().name)) / "children").read_text().split()]
-    return {"training": _pss(me), "loaders": sum(map(_pss, children))}
+    children = [Path(f"/proc/{pid}") for pid in (me / "task" / str(os.getpid()) / "children").read_text().split()]
+    return {"training": _own(me), "loaders": sum(map(_own, children))}
 
 
-def _pss(process: Path) -> float:
-    lines = (process / "smaps_rollup").read_text().splitlines()
-    return round(next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024, 1)
+def _own(process: Path) -> float:
+    found = dict(line.split(":", 1) for line in (process / "smaps_rollup").read_text().splitlines()[1:])
+    return round(sum(int(found[kind].split()[0]) for kind in ("Pss_Anon", "Pss_Shmem")) / 1024, 1)
 
 
 def measure(folder: Path, images: int) -> dict[str, Any]:
     noise = torch.randint(256, (images, 3, SIZE, SIZE), generator=generator(0, "noise"), dtype=torch.uint8)
     began = time.perf_counter()
-    pack(ArraySource(noise, np.arange(images) % 10, axes="NCHW"), folder / "shards", name="noise", images=10_000)
+    pack(ArraySource(noise, np.arange(images) % 10, axes="NCHW"), folder / "shards", name="noise", images=images // 10)
     packed = time.perf_counter() - began
     del noise
-    chosen = {
-        "views": {"size": SIZE, "recipe": "any-channels"},
-        "backbone": {"name": "micro-vit"},
-        "training": {"batch": BATCH, "epochs": 1, "workers": 1, "threads": 1},
-        "data": {"holdout": 0},
-    }
     began = time.perf_counter()
-    resolved = resolve(f"shards:{folder / 'shards'}", settings=chosen, device="cpu")
+    source = open_data(f"shards:{folder / 'shards'}")
     opened = time.perf_counter() - began
-    torch.set_num_threads(1)
-    objective = pretrain.build(resolved)
-    batches = pretrain.batches(resolved, objective)
-    seen: dict[str, dict[str, float]] = {}
+    steps, seen = images // BATCH, dict[str, dict[str, float]]()
+    batches = Batches(source, VIEWS["plain"](SIZE), batch=BATCH, seed=0, pixels=pixels(source), device="cpu", workers=1, total=steps + 10)
     began = time.perf_counter()
-    for number in range(resolved.total):
+    for number in range(steps):
         batches(number)
-        part = (number + 1) / resolved.total
-        if round(part * 100, 9) in (10, 25, 50, 75, 100):
-            seen[f"{part:.0%}"] = resident()
-            print(f"{part:>5.0%} {seen[f'{part:.0%}']} {(number + 1) * BATCH / (time.perf_counter() - began):.0f} images/s", flush=True)
+        if (number + 1) * 20 % steps == 0:
+            seen[f"{(number + 1) / steps:.0%}"] = resident()
+            print(f"{(number + 1) / steps:>5.0%} {resident()} {(number + 1) * BATCH / (time.perf_counter() - began):.0f} images/s", flush=True)
+    rate = round(images / (time.perf_counter() - began))
     batches.close()
-    return {
-        "images": images,
-        "batch": BATCH,
-        "packing s": round(packed, 1),
-        "opening s": round(opened, 1),
-        "images/s": round(images / (time.perf_counter() - began)),
-        "MiB": seen,
-    }
+    return {"images": images, "batch": BATCH, "packing s": round(packed, 1), "opening s": round(opened, 1), "images/s": rate, "MiB": seen}
 
 
 def main() -> None:

@@ -172,7 +172,8 @@ def memory() -> str:
     found = results("memory", "benchmarks")
     if not found:
         return "Not run yet."
-    rows = [f"| {part} | {seen['training']:.0f} MiB | {seen['loaders']:.0f} MiB |" for part, seen in found["MiB"].items()]
+    shown = {part: found["MiB"][part] for part in ("10%", "25%", "50%", "75%", "100%")}
+    rows = [f"| {part} | {seen['training']:.0f} MiB | {seen['loaders']:.0f} MiB |" for part, seen in shown.items()]
     return "\n".join(["| of the epoch | main process | loader process |", "|---|---|---|", *rows])
 
 
