@@ -111,5 +111,7 @@ class Targets:
             if found.about["kind"] == kind:
                 return found
         except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
-            raise DataError(f"{path} holds no targets ({type(error).__name__} {' '.join(str(error).split())[:80]}); gnothi transfer writes such a file") from None
+            raise DataError(
+                f"{path} holds no targets ({type(error).__name__} {' '.join(str(error).split())[:80]}); gnothi transfer writes such a file"
+            ) from None
         raise DataError(f"{path} holds {found.about['kind']}, and {kind} are needed; gnothi transfer --loss says which it writes")
