@@ -139,7 +139,7 @@ def oriented(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def no_bomb(width: int, height: int, pixel: int = 1) -> None:
-    """Refuse an image whose header claims more pixels than Pillow takes for safe, or more bytes than so many of 16 bytes; ``pixel`` is one's bytes."""
+    """Refuse an image whose header claims more pixels than Pillow takes for safe, or more bytes than so many of 16; ``pixel`` is the bytes of one."""
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and width * height * max(1.0, pixel / 16) > most:
         raise DataError(f"is {width} x {height}, more than the {most:,} pixels that are taken for a decompression bomb; cut it into tiles")
