@@ -66,7 +66,7 @@ def report(run: str, results: tuple[str, ...], out: str | None, as_json: bool) -
     The verdict, curves, health, views, neighbours, a map and results, in one file that loads nothing else.
 
     \b
-    gnothi evaluate layers runs/mine --data my-images --json > layers.json
+    gnothi report runs/mine
     gnothi report runs/mine --results layers.json
     """  # noqa: D301
     from gnothi.report import write
