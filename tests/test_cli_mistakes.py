@@ -68,7 +68,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("embed", "hog", "tiny.npz", "--out", "a-file/x.npy"), "a-file cannot be used: file exists"),
     (("embed", "features:nope.npy", "tiny.npz", "--out", "x.npy"), "features:nope.npy: no such file"),
     (("export", "hog", "--to", "new"), "hog cannot be exported: it is not a network"),
-    (("report", "runs/tiny", "--out", "a-file/x.html"), "a-file/x.html cannot be used: not a directory"),
+    (("report", "runs/tiny", "--out", "a-file/x.html"), "a-file cannot be used: file exists"),
     (("report", "texts"), "texts: not a run folder, spec.json is missing"),
 ]
 SETTINGS: list[tuple[str, str]] = [
