@@ -16,8 +16,8 @@ from gnothi.data.folder import folder_splits, open_folder
 from gnothi.data.forms import TYPES
 from gnothi.data.index import Wanted
 from gnothi.data.labels import attach, read_table
+from gnothi.data.patterns import PREFIX as SHARDS
 from gnothi.data.photos import photo_tiles
-from gnothi.data.shards import PREFIX as SHARDS
 from gnothi.data.shards import open_shards, shard_splits
 from gnothi.data.tiles import PREFIX as TILES
 from gnothi.data.tiles import SIDE, Cut, TileSource, open_tiles

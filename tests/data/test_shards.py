@@ -16,7 +16,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 from gnothi.contracts import DataError
 from gnothi.data import DataSpec, Subset, inspect, pack, pixels, splits
 from gnothi.data import open as open_data
-from gnothi.data.shards import braces
+from gnothi.data.patterns import braces
 from gnothi.randomness import generator
 from gnothi.views.batches import Batches, ViewsSpec
 from gnothi.views.crops import CropSpec
