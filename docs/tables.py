@@ -89,13 +89,15 @@ def seeds_said(rows: list[dict[str, Any]]) -> str:
 def cifar_sweep() -> str:
     """Arms of full length, method by method: what differs from the method's first."""
     rows = [r for r in results("cifar_sweep").values() if r["settings"]["training.epochs"] == 20]
-    lines = ["| method | changed | k-NN | seconds | verdict |", "|---|---|---|---|---|"]
+    lines = ["| method | changed | k-NN | by components | verdict |", "|---|---|---|---|---|"]
     for method in METHODS:
         of = [r for r in rows if r["method"] == method]
         for r in of:
             changed = {k: v for k, v in r["settings"].items() if of[0]["settings"].get(k) != v}
-            words = ", ".join(f"`{k}={json.dumps(v)}`" for k, v in changed.items())
-            lines.append(f"| {method} | {words or 'the rules of then'} | {interval(r)} | {r['seconds']:.0f} | {r['verdict']} |")
+            back = [f"`{k}` by default" for k in of[0]["settings"] if k not in r["settings"]]
+            words = ", ".join([*(f"`{k}={json.dumps(v)}`" for k, v in changed.items()), *back])
+            components = f"{r['spectral']:.3f}" if "spectral" in r else ""
+            lines.append(f"| {method} | {words or 'the rules of then'} | {interval(r)} | {components} | {r['verdict']} |")
     return "\n".join(lines)
 
 

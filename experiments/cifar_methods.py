@@ -29,7 +29,7 @@ from gnothi.contracts import Pixels
 from gnothi.data import DataSpec
 from gnothi.encoders import Encoder, load
 from gnothi.encoders.network import NetworkEncoder
-from gnothi.evaluate.run import Part, split, vectors_of
+from gnothi.evaluate.run import split, vectors_of
 from gnothi.methods import METHODS
 from gnothi.models import backbone as backbones
 from gnothi.models.backbone import BackboneSpec
@@ -55,18 +55,7 @@ class Study:
     """Keeps our runs."""
 
     def measured(self, encoder: Encoder) -> dict[str, Any]:
-        """k-NN on the features as they are, and on their principal components."""
-        rows = split(f"{self.data}@train", f"{self.data}@test", DataSpec(), 0)
-        x, y = (self.vectors(encoder, part) for part in (rows.train, rows.test))
-        flat = ensemble.fit([x], "pca")
-        plain, spectral = (
-            evaluate.knn(a, rows.train.labels, b, rows.test.labels, 200, 0.1) for a, b in ((x, y), (flat.transform([x]), flat.transform([y])))
-        )
-        own = {k: round(getattr(plain, k), 4) for k in ("value", "low", "high")}
-        return {**own, "spectral": round(spectral.value, 4), "n": plain.n, "protocol": plain.protocol}
-
-    def vectors(self, encoder: Encoder, part: Part) -> np.ndarray:
-        return vectors_of(encoder, part, str(self.folder / "features"), None)
+        return measured(encoder, self.data, self.folder / "features")
 
     def gnothi(self, method: str, seed: int) -> dict[str, Any]:
         out = self.folder / f"{method}-{seed}"
@@ -119,6 +108,24 @@ class Study:
             write_text(RESULTS, json.dumps(known() | {arm: {**found, "threads": self.threads}}, indent=1) + "\n")
             print(f"{arm}: {found['value']:.4f} after {time.monotonic() - began:.0f} s", flush=True)
         return known()[arm]
+
+
+def measured(encoder: Encoder, data: Path, cache: Path) -> dict[str, Any]:
+    """k-NN (k=200, T=0.1) on the features as they are, and on their principal components.
+
+    Args:
+        encoder: what is measured.
+        data: an .npz with both splits.
+        cache: folder of the stored features.
+    """
+    rows = split(f"{data}@train", f"{data}@test", DataSpec(), 0)
+    x, y = (vectors_of(encoder, part, str(cache), None) for part in (rows.train, rows.test))
+    flat = ensemble.fit([x], "pca")
+    plain, spectral = (
+        evaluate.knn(a, rows.train.labels, b, rows.test.labels, 200, 0.1) for a, b in ((x, y), (flat.transform([x]), flat.transform([y])))
+    )
+    own = {k: round(getattr(plain, k), 4) for k in ("value", "low", "high")}
+    return {**own, "spectral": round(spectral.value, 4), "n": plain.n, "protocol": plain.protocol}
 
 
 def known() -> dict[str, Any]:
