@@ -111,26 +111,37 @@ def multilabel(
             job = Tagging(start, tune, train.source, train.tags, seed=seed, out=folder, broken=broken, shown=shown)
             scores, about, said = job.answer(tested.source)
             answers.append((ranked_by_class(scores, tested.tags), about, said))
+    return [r for kind in kinds for r in _results(kind, names, answers, classes, words, len(tested.tags), seed)]
+
+
+def _results(
+    kind: str,
+    names: Sequence[str],
+    answers: Sequence[tuple[list[Ranking], dict[str, Any], str]],
+    classes: Sequence[str],
+    words: str,
+    n: int,
+    seed: int,
+) -> list[Result]:
+    """One result an encoder by one kind of average precision, each but the first with its paired difference to the first."""
     results = []
-    for kind in kinds:
-        first: tuple[str, float, np.ndarray] | None = None
-        for name, (rankings, about, protocol) in zip(names, answers, strict=True):
-            value, each = mean_average_precision(rankings, kind)
-            drawn = resampled(rankings, kind, seed)
-            low, high = interval(drawn, value)
-            details: dict[str, Any] = {
-                "classes": list(classes),
-                "average_precision": [None if np.isnan(v) else v for v in each.tolist()],
-                "positives": [int(r.positives.sum()) for r in rankings],
-                **about,
-            }
-            if first is not None:
-                details["paired"] = difference(first, value, drawn, len(tested.tags))
-            first = first or (name, value, drawn)
-            said = (
-                f"{protocol}; mean of average precision ({kind}) over {int((~np.isnan(each)).sum())} classes; {words}; interval by resampling images"
-            )
-            results.append(Result(f"mAP {kind}", value, low, high, len(tested.tags), said, name, (seed,), details))
+    first: tuple[str, float, np.ndarray] | None = None
+    for name, (rankings, about, protocol) in zip(names, answers, strict=True):
+        value, each = mean_average_precision(rankings, kind)
+        drawn = resampled(rankings, kind, seed)
+        low, high = interval(drawn, value)
+        details: dict[str, Any] = {
+            "classes": list(classes),
+            "average_precision": [None if np.isnan(v) else v for v in each.tolist()],
+            "positives": [int(r.positives.sum()) for r in rankings],
+            **about,
+        }
+        if first is not None:
+            details["paired"] = difference(first, value, drawn, n)
+        first = first or (name, value, drawn)
+        counted = int((~np.isnan(each)).sum())
+        said = f"{protocol}; mean of average precision ({kind}) over {counted} classes; {words}; interval by resampling images"
+        results.append(Result(f"mAP {kind}", value, low, high, n, said, name, (seed,), details))
     return results
 
 

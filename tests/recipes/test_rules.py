@@ -93,6 +93,12 @@ def test_prototypes_and_momentum_of_dino_follow_data_and_length(n: int, steps_of
     assert method["prototypes"] == prototypes and method["momentum"] == pytest.approx(momentum, abs=1e-5)
 
 
+@pytest.mark.parametrize(("method", "few", "many"), [("byol", 0.9, 0.9995), ("moco", 0.9, 0.9995), ("dino", 0.98, 0.9995)])
+def test_a_teacher_follows_faster_in_short_runs(method: str, few: float, many: float) -> None:
+    for steps_of, momentum in (({"batch": 128, "epochs": 20}, few), ({"batch": 128, "epochs": 10_000}, many)):
+        assert defaults(Facts(10_000, 3, 32), {"method": {"name": method}, "training": steps_of})["method"]["momentum"] == momentum
+
+
 def test_batchnorm_in_dino_s_head_is_for_cnns_only() -> None:
     for backbone, norm in (("resnet18", "batch"), ("micro-vit", "none"), ("vit_small_patch16_224", "none")):
         assert defaults(Facts(1000, 3, 32), {"method": {"name": "dino"}, "backbone": {"name": backbone}})["method"]["norm"] == norm
