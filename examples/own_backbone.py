@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import gnothi
 from gnothi import evaluate
 from gnothi.contracts import Block, Encoding, SettingError, Want
-from gnothi.models.backbone import MICRO
+from gnothi.models.backbone import BACKBONES
 
 
 class Patchwork(nn.Module):
@@ -44,7 +44,7 @@ def said(x: Tensor, want: Want) -> Block:
     return Block(pooled, pooled, x.flatten(2).mT if want.patches else None, (x.shape[2], x.shape[3]))
 
 
-MICRO["patchwork"] = Patchwork  # from now on a name like any other
+BACKBONES["patchwork"] = Patchwork  # from now on a name like any other
 
 if __name__ == "__main__":
     settings = {

@@ -210,7 +210,7 @@ def train(
     """Pre-train an encoder.
 
     Args:
-        data: photos, a folder, an .npz or .npy file, or a torchvision name.
+        data: photos, a folder, an .npz or .npy file, shards:PATTERN, tiles:FOLDER, or a torchvision name.
         recipe: a name that `gnothi recipes` lists.
         settings: nested settings that win over the recipe's and the rules'.
         init: an encoder whose weights to start from.
@@ -232,7 +232,7 @@ def train(
     folder = Path(out) if out is not None else None
     if folder is None or not (folder / "spec.json").exists():
         resolved = resolve(data, recipe_name=recipe, settings=settings, device=device)
-        folder = folder or Path("runs") / f"{Path(data.partition('@')[0]).stem}-{resolved.spec.method.name}"
+        folder = folder or Path("runs") / f"{Path(data.partition('@')[0].rpartition(':')[2]).stem}-{resolved.spec.method.name}"
     if (folder / "spec.json").exists():
         if not resume and not distributed.restarted():
             raise SettingError(f"{folder} is a run already; --resume goes on with it, --out takes another folder")

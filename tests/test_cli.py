@@ -237,7 +237,7 @@ def test_images_of_other_kinds_go_all_the_way(name: str, channels: int, work: Pa
 
 def test_runs_of_several_seeds_make_one_row_with_their_mean(work: Path) -> None:
     each = [r["value"] for r in said("evaluate", "knn", "colour", "hog", "--data", "tiny.npz")["results"]]
-    both = said("evaluate", "knn", "colour", "hog", "--data", "tiny.npz", "--seeds")
+    both = said("evaluate", "knn", "colour", "hog", "--data", "tiny.npz", "--over-seeds")
     assert both["value"] == pytest.approx(sum(each) / 2) and both["details"]["values"] == each
     # The t-interval of two values in closed form: half their distance times tan(0.95 pi / 2).
     assert both["high"] - both["value"] == pytest.approx(abs(each[0] - each[1]) / 2 * float(np.tan(0.475 * np.pi)))

@@ -18,7 +18,7 @@ from torch import Tensor
 from gnothi.auxiliary import AUXILIARIES
 from gnothi.contracts import SettingError, Step, Views, Want
 from gnothi.methods import METHODS
-from gnothi.models.backbone import MICRO, BackboneSpec, build
+from gnothi.models.backbone import BACKBONES, BackboneSpec, build
 from gnothi.randomness import generator
 from gnothi.recipes.views import named
 
@@ -29,7 +29,7 @@ STEP = Step(0, 0, 10)
 @contextlib.contextmanager
 def imported(name: str) -> Iterator[ModuleType]:
     """An example as a module; the tables are as before afterwards."""
-    tables = [(table, dict(table)) for table in (METHODS, AUXILIARIES, MICRO)]
+    tables = [(table, dict(table)) for table in (METHODS, AUXILIARIES, BACKBONES)]
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

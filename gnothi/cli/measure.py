@@ -26,7 +26,7 @@ def measured(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("encoders", nargs=-1, required=True, metavar="ENCODER..."),
         click.option("--data", required=True, metavar="DATA", help="Labelled images that answer or train."),
         click.option("--test", metavar="DATA", help="Labelled images that ask; by default DATA@test, or a part held out."),
-        click.option("--seeds", is_flag=True, help="The encoders are one recipe with several seeds: one row, their mean and its t-interval."),
+        click.option("--over-seeds", is_flag=True, help="The encoders are one recipe with several seeds: one row, their mean and its t-interval."),
         DEVICE,
         DATA_SET,
         AS_JSON,
@@ -37,10 +37,10 @@ def measured(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def told_by_metric(results: list[Any], common: dict[str, Any]) -> None:
-    """Print results of several metrics, metrics first; with --seeds the encoders of each as one row, before what was measured beside them."""
+    """Print results of several metrics, metrics first; with --over-seeds the encoders of each as one row, before what was measured beside them."""
     from gnothi import evaluate as evaluation
 
-    if common["seeds"]:
+    if common["over_seeds"]:
         many, by_metric = len(common["encoders"]), [[r for r in results if r.metric == m] for m in dict.fromkeys(r.metric for r in results)]
         results = [one for own in by_metric for one in (evaluation.summary(own[:many]), *own[many:])]
     told(common["as_json"], {"results": [r.to_dict() for r in results]}, lambda: evaluation.table(results))
@@ -57,7 +57,7 @@ def measure(kind: str, common: dict[str, Any], **settings: Any) -> None:
         results = evaluation.run(kind, common["encoders"], common["data"], common["test"], progress=progress, **settings)
     if not results:  # another process of torchrun has them
         return
-    if common["seeds"]:
+    if common["over_seeds"]:
         results = [evaluation.summary(results)]
     rows = [r.to_dict() for r in results]
     told(common["as_json"], rows[0] if len(rows) == 1 else {"results": rows}, lambda: evaluation.table(results))
@@ -205,7 +205,7 @@ def layers(metrics: tuple[str, ...], plot: str | None, **common: Any) -> None:
     options |= {"metrics": metrics} if metrics else {}
     with counted("embedding", not common["as_json"]) as progress:
         results = evaluation.layers(common["encoders"], common["data"], common["test"], progress=progress, **options)
-    results = evaluation.over_seeds(results) if common["seeds"] else results
+    results = evaluation.over_seeds(results) if common["over_seeds"] else results
     if path is not None:
         evaluation.plot(results, path)
     told(common["as_json"], {"results": [r.to_dict() for r in results]}, lambda: evaluation.table_of_layers(results))
@@ -231,6 +231,6 @@ def patches(metrics: tuple[str, ...], **common: Any) -> None:
     options |= {"settings": data_settings(common["data"], common["assignments"]), "device": common["device"], "metrics": metrics or None}
     with counted("embedding", not common["as_json"]) as progress:
         results = evaluation.patches(common["encoders"], common["data"], common["test"], progress=progress, **options)
-    if common["seeds"]:
+    if common["over_seeds"]:
         results = [evaluation.summary([r for r in results if r.metric == metric]) for metric in dict.fromkeys(r.metric for r in results)]
     told(common["as_json"], {"results": [r.to_dict() for r in results]}, lambda: evaluation.table(results))

@@ -68,7 +68,7 @@ def compare(
     on the test images: a run is measured once, at its last step.
 
     Args:
-        data: photos, a folder, an .npz or .npy file, or a torchvision name; with labels, which only measuring looks at.
+        data: photos, a folder, an .npz or .npy file, shards:PATTERN, tiles:FOLDER, or a torchvision name; with labels, which only measuring looks at.
         methods: names.
         auxiliaries: sets of names, joined by +; "none" is the method alone.
         seeds: how many: 0, 1, 2, ...

@@ -38,7 +38,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-MICRO: dict[str, type[nn.Module]] = {"micro-resnet": MicroResNet, "micro-vit": MicroViT, "alexnet": AlexNet, "alexnet-bn": NormedAlexNet}
+BACKBONES: dict[str, type[nn.Module]] = {"micro-resnet": MicroResNet, "micro-vit": MicroViT, "alexnet": AlexNet, "alexnet-bn": NormedAlexNet}
 LEAST_CELLS, MOST_CELLS = 7, 32
 """Cells a side of a derived patch grid: what 224 pixels give with patches of 32, and what is still affordable (1,024 tokens)."""
 SMALL = 64
@@ -92,11 +92,11 @@ def build(spec: BackboneSpec, channels: int, size: int, seed: int) -> nn.Module:
     if spec.stem not in (None, "cifar", "plain"):
         raise SettingError(f"backbone.stem must be cifar or plain, got {spec.stem!r}; {did_you_mean(spec.stem, ('cifar', 'plain'))}")
     with seeded(seed, "init backbone"):
-        return _micro(spec, channels, size) if spec.name in MICRO else TimmBackbone(spec, channels, size)
+        return _micro(spec, channels, size) if spec.name in BACKBONES else TimmBackbone(spec, channels, size)
 
 
 def _micro(spec: BackboneSpec, channels: int, size: int) -> nn.Module:
-    kind = MICRO[spec.name]
+    kind = BACKBONES[spec.name]
     vit = kind is MicroViT
     _refuse(spec, "stem", "its first layers are fixed", unless=not vit and spec.stem == "cifar")
     _refuse(spec, "pretrained", "there are no weights of it to download")
@@ -320,7 +320,7 @@ def _timm(name: str) -> ModuleType:
 def _config(timm: ModuleType, name: str) -> Any:
     # What timm knows of a name's weights, None where there are none; SettingError where there is no such name.
     if not timm.is_model(name):
-        raise SettingError(f"backbone.name {name!r}: no such network; {did_you_mean(name, [*MICRO, *timm.list_models()])}")
+        raise SettingError(f"backbone.name {name!r}: no such network; {did_you_mean(name, [*BACKBONES, *timm.list_models()])}")
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # a tag that does not exist

@@ -39,7 +39,7 @@ class RunDataSpec(DataSpec):
     """What a run learns from."""
 
     name: str
-    """photos, a folder, an .npz or .npy file, or a torchvision name; @train and @test where there are splits."""
+    """photos, a folder, an .npz or .npy file, shards:PATTERN, tiles:FOLDER, or a torchvision name; @train and @test where there are splits."""
     holdout: float | None = Field(default=None, ge=0, lt=1)
     """Part of the labelled images kept out of training, for k-NN along the way. None: a tenth, at most 1,000, where there are labels."""
 

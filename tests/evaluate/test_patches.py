@@ -246,5 +246,5 @@ def test_the_command_prints_a_table_or_objects(voc, monkeypatch):
     assert "patch knn" in text and "less one (95 %)" in text and "balanced" in text
     rows = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).output)["results"]
     assert [r["encoder"] for r in rows] == ["one", "two"] and rows[1]["details"]["paired"]["value"] == 0
-    seeds = json.loads(CliRunner().invoke(cli, [*arguments, "--seeds", "--json"]).output)["results"]
+    seeds = json.loads(CliRunner().invoke(cli, [*arguments, "--over-seeds", "--json"]).output)["results"]
     assert len(seeds) == 1 and seeds[0]["value"] == rows[0]["value"]
