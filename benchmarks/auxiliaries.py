@@ -28,8 +28,8 @@ from benchmarks.local_memory import peak
 from benchmarks.step import write_data
 from gnothi import pretrain
 from gnothi.contracts import Step
+from gnothi.files import write_text
 from gnothi.recipes.resolve import resolve
-from gnothi.training.checkpoint import write_text
 from gnothi.training.learner import Learner
 
 RESULTS = Path(__file__).parent / "results" / "auxiliaries.json"

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from benchmarks.search import own
+from gnothi.files import write_text
 from gnothi.randomness import generator
-from gnothi.training.checkpoint import write_text
 from gnothi.transfer import cluster
 
 RESULTS = Path(__file__).parent / "results" / "clusters.json"

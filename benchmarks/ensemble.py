@@ -27,10 +27,10 @@ import torch
 
 from gnothi import ensemble
 from gnothi.ensemble.descent import ROWS
+from gnothi.files import write_text
 from gnothi.models import backbone
 from gnothi.models.backbone import BackboneSpec
 from gnothi.randomness import generator
-from gnothi.training.checkpoint import write_text
 
 RESULTS = Path(__file__).parent / "results" / "ensemble.json"
 MEMBERS, WIDTH, ASKED = 4, 512, 1024

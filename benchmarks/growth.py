@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.step import peak, write_data
 from gnothi import pretrain
+from gnothi.files import write_text
 from gnothi.randomness import generator
 from gnothi.recipes.resolve import resolve
-from gnothi.training.checkpoint import write_text
 from gnothi.training.learner import Learner
 
 RESULTS = Path(__file__).parent / "results" / "growth.json"

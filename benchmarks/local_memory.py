@@ -20,10 +20,10 @@ import torch
 
 from gnothi.auxiliary.patches import Partners, match_patches
 from gnothi.contracts import Step
+from gnothi.files import write_text
 from gnothi.methods.dino import DINOSpace, DINOSpec
 from gnothi.methods.method import Space
 from gnothi.randomness import generator, seeded
-from gnothi.training.checkpoint import write_text
 
 RESULTS = Path(__file__).parent / "results" / "local_memory.json"
 GIB = 2**30

@@ -20,9 +20,9 @@ import torch
 
 from gnothi.data import ArraySource, pack, pixels
 from gnothi.data import open as open_data
+from gnothi.files import write_text
 from gnothi.randomness import generator
 from gnothi.recipes.views import VIEWS
-from gnothi.training.checkpoint import write_text
 from gnothi.views.batches import Batches
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"

@@ -23,9 +23,9 @@ from gnothi.contracts import Pixels
 from gnothi.data import open as open_data
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.evaluate import nearest
+from gnothi.files import write_text
 from gnothi.models.backbone import BackboneSpec, build
 from gnothi.randomness import generator
-from gnothi.training.checkpoint import write_text
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
 TIMES = 3

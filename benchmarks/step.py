@@ -29,8 +29,8 @@ from PIL import Image
 from gnothi import pretrain
 from gnothi.contracts import Step
 from gnothi.data.photos import photo_tiles
+from gnothi.files import write_text
 from gnothi.recipes.resolve import resolve
-from gnothi.training.checkpoint import write_text
 from gnothi.training.learner import Learner
 
 RESULTS = Path(__file__).parent / "results" / "step.json"

@@ -30,12 +30,12 @@ from gnothi.data import DataSpec
 from gnothi.encoders import Encoder, load
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.evaluate.run import split, vectors_of
+from gnothi.files import write_text
 from gnothi.methods import METHODS
 from gnothi.models import backbone as backbones
 from gnothi.models.backbone import BackboneSpec
 from gnothi.pretrain import train
 from gnothi.recipes.resolve import resolve
-from gnothi.training.checkpoint import write_text
 
 RESULTS = Path(__file__).parent / "results" / "cifar_methods.json"
 A_CLASS = 1000

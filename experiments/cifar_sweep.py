@@ -21,9 +21,9 @@ import numpy as np
 
 from experiments.cifar_methods import measured
 from gnothi.encoders import load
+from gnothi.files import write_text
 from gnothi.pretrain import train
 from gnothi.recipes.spec import merge, nested
-from gnothi.training.checkpoint import write_text
 
 RESULTS = Path(__file__).parent / "results" / "cifar_sweep.json"
 TRAIN, ASK = 1000, 500

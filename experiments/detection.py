@@ -21,8 +21,8 @@ from typing import Any
 from gnothi import evaluate
 from gnothi.evaluate.finetune import over_repeats
 from gnothi.evaluate.result import Result
+from gnothi.files import write_text
 from gnothi.pretrain import train
-from gnothi.training.checkpoint import write_text
 
 RESULTS = Path(__file__).parent / "results"
 SMALL = {"size": 160, "width": 64, "regions": 128, "proposals": 300, "batch": 4, "steps": 600}

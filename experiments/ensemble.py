@@ -35,9 +35,9 @@ from gnothi import ensemble, evaluate
 from gnothi.data import DataSpec
 from gnothi.encoders import load
 from gnothi.evaluate.run import split, vectors_of
+from gnothi.files import write_text
 from gnothi.pretrain import train
 from gnothi.training import checkpoint
-from gnothi.training.checkpoint import write_text
 from gnothi.transfer import TransferSpec, transfer
 
 MIXED: dict[str, dict[str, Any]] = {

@@ -17,8 +17,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from gnothi import data
+from gnothi.files import write_text
 from gnothi.search import odd
-from gnothi.training.checkpoint import write_text
 
 RESULTS = Path(__file__).parent / "results" / "near_duplicates.json"
 KINDS = ("saved again", "mirrored", "cropped")

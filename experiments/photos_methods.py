@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from gnothi import evaluate
+from gnothi.files import write_text
 from gnothi.methods import METHODS
 from gnothi.pretrain import train
-from gnothi.training.checkpoint import write_text
 
 RESULTS = Path(__file__).parent / "results" / "photos_methods.json"
 BASELINES = ("pixels", "hog", "colour")

@@ -17,9 +17,9 @@ import numpy as np
 
 from gnothi import evaluate
 from gnothi.data import photos
+from gnothi.files import write_text
 from gnothi.pretrain import train
 from gnothi.recipes.spec import merge
-from gnothi.training.checkpoint import write_text
 
 RESULTS = Path(__file__).parent / "results" / "photos_sweep.json"
 PARTS = {"train": (0.0, 0.45), "test": (0.48, 0.65)}

@@ -23,8 +23,8 @@ import numpy as np
 import gnothi
 from gnothi import evaluate
 from gnothi.comparison import Comparison
+from gnothi.files import write_text
 from gnothi.recipes.spec import merge
-from gnothi.training.checkpoint import write_text
 
 RESULTS = Path(__file__).parent / "results"
 TEST = 5000

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from gnothi import evaluate
+from gnothi.files import write_text
 from gnothi.pretrain import train
-from gnothi.training.checkpoint import write_text
 from gnothi.transfer import TransferSpec, transfer
 
 PRETEXTS: dict[str, dict[str, Any]] = {

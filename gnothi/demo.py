@@ -12,8 +12,8 @@ from gnothi import evaluate, report
 from gnothi.contracts import SettingError
 from gnothi.evaluate import Result
 from gnothi.export import export
+from gnothi.files import write_text
 from gnothi.pretrain import train
-from gnothi.training import checkpoint
 
 DATA = "photos"
 ENCODERS = {"pixels": "pixels", "hog": "hog", "colour": "colour", "untrained": "{run}@untrained", "trained": "{run}"}
@@ -68,5 +68,5 @@ def measure(folder: Path) -> list[Result]:
     for metric in ("knn", "linear"):
         for result in evaluate.run(metric, list(names), f"{DATA}@train", f"{DATA}@test"):
             results.append(replace(result, encoder=names[result.encoder]))
-    checkpoint.write_text(folder / "results.json", json.dumps([r.to_dict() for r in results], indent=1))
+    write_text(folder / "results.json", json.dumps([r.to_dict() for r in results], indent=1))
     return results

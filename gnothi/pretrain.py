@@ -29,6 +29,7 @@ from gnothi.encoders import load as load_encoder
 from gnothi.encoders.inputs import centre
 from gnothi.encoders.network import TEACHER_FIRST, NetworkEncoder
 from gnothi.evaluate.nearest import knn
+from gnothi.files import write_text
 from gnothi.methods import METHODS
 from gnothi.methods.alone import Alone
 from gnothi.models import backbone as backbones
@@ -304,7 +305,7 @@ def _run(resolved: Resolved, folder: Path, learner: Learner, init: str | None, r
         twice.write(folder, {**resolved.record(), "init": init})
         if not (folder / changes.FILE).exists():
             changes.write(folder / changes.FILE, resolved.source)
-        checkpoint.write_text(folder / "environment.json", json.dumps(environment(), indent=1))
+        write_text(folder / "environment.json", json.dumps(environment(), indent=1))
         for left in folder.glob(".*.tmp"):
             left.unlink()  # half a file, of a run that was killed
         if saved is None:
@@ -348,7 +349,7 @@ def finish(resolved: Resolved, folder: Path, learner: Learner, met: dict[str, tu
     broken = [{"name": name, "message": message, "count": count} for name, (message, count) in sorted(met.items())]
     verdict = {**judged.to_dict(), "steps": learner.number, "seconds": round(learner.seconds, 1), "broken": broken}
     if distributed.rank() == 0:
-        checkpoint.write_text(folder / "verdict.json", json.dumps(verdict, indent=1))
+        write_text(folder / "verdict.json", json.dumps(verdict, indent=1))
     return Run(folder, verdict, metrics)
 
 

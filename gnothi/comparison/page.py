@@ -13,11 +13,11 @@ from markupsafe import Markup
 from gnothi.comparison import curves, table
 from gnothi.comparison.arms import typed
 from gnothi.comparison.start import counted_as
+from gnothi.files import write_text
 from gnothi.recipes.spec import flat
 from gnothi.report.charts import Axis, Figure, interval, interval_axis, percent, span
 from gnothi.report.frame import page
 from gnothi.report.summary import METRICS, duration
-from gnothi.training.checkpoint import write_text
 
 
 @dataclass(frozen=True)

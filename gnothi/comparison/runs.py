@@ -16,8 +16,8 @@ from gnothi.comparison import page, start, table
 from gnothi.comparison.arms import arms
 from gnothi.comparison.start import RESULTS, Say
 from gnothi.contracts import RunError
+from gnothi.files import write_text
 from gnothi.recipes.spec import merge
-from gnothi.training.checkpoint import write_text
 from gnothi.training.progress import Silent, duration
 from gnothi.training.signals import Interrupted
 

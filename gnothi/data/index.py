@@ -16,10 +16,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from gnothi.contracts import DataError
+from gnothi.contracts import DataError, RunError
 from gnothi.data.decode import EXTENSIONS
 from gnothi.data.folder import printable
 from gnothi.data.labels import GROUP_COLUMNS, LABEL_COLUMNS
+from gnothi.files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -231,21 +232,12 @@ def cached(identity: tuple[Any, ...], wanted: Wanted, make: Callable[[], Index])
         log.warning("%s is broken (%s); it is made again", path, error)
     index = make()
     try:
-        replace_file(path, lambda file: np.savez(file, allow_pickle=False, **{f.name: getattr(index, f.name) for f in fields(Index)}))
-    except OSError as error:
-        log.warning("%s cannot be kept (%s); it is made again next time", path, error.strerror or error)
+        replace_file(path, lambda temporary: _save(temporary, index))
+    except (OSError, RunError) as error:
+        log.warning("%s cannot be kept (%s); it is made again next time", path, getattr(error, "strerror", None) or error)
     return index
 
 
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under another name, flush it to the disk, then give it its own: a reader sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _save(path: Path, index: Index) -> None:
+    with path.open("wb") as file:  # by name, NumPy would add an ending
+        np.savez(file, allow_pickle=False, **{f.name: getattr(index, f.name) for f in fields(Index)})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from PIL import Image
 from gnothi.contracts import DataError, SettingError, Source
 from gnothi.data.arrays import Subset
 from gnothi.data.folder import FolderSource
-from gnothi.data.index import replace_file
 from gnothi.data.shards import ShardSource, Stored
+from gnothi.files import replace_file, write_text
 from gnothi.randomness import generator
 
 PLAN = "pack.json"
@@ -103,7 +103,7 @@ def pack(
             if path.is_file():
                 found += 1
             else:
-                replace_file(path, lambda file, part=part: _write(file, source, part, keys, left_out))  # type: ignore[misc]
+                replace_file(path, lambda temporary, part=part: _write(temporary, source, part, keys, left_out))  # type: ignore[misc]
             done += len(part)
             if progress is not None:
                 progress(done, len(source))
@@ -144,7 +144,7 @@ def _begin(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
             path.unlink()
     for left in out.glob(".part-*.tmp"):
         left.unlink()  # half a shard, of a process that was killed
-    replace_file(record, lambda file: file.write(json.dumps(plan, indent=1).encode()))
+    write_text(record, json.dumps(plan, indent=1))
 
 
 @contextmanager
@@ -162,8 +162,8 @@ def _owned(out: Path) -> Iterator[None]:
         raise SettingError(f"--out {out} must be a folder, got a file") from None
 
 
-def _write(file: BinaryIO, source: Source, rows: np.ndarray, keys: list[str], left_out: list[str]) -> None:
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+def _write(path: Path, source: Source, rows: np.ndarray, keys: list[str], left_out: list[str]) -> None:
+    with tarfile.open(path, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for row in rows.tolist():
             try:
                 image = _stored(source, row)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from gnothi.contracts import DataError
-from gnothi.data.index import replace_file
+from gnothi.files import replace_file
 
 TRIES, FIRST_WAIT, TIMEOUT = 4, 0.5, 30.0
 """A request that fails for a reason that may pass is sent again after 0.5, 1 and 2 seconds."""
@@ -101,13 +101,13 @@ def copy(remote: Remote, folder: Path) -> Path:
     with (path.parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_file():
-            _again(remote.where, lambda: replace_file(path, lambda file: _copy(remote, file)))
+            _again(remote.where, lambda: replace_file(path, lambda temporary: _copy(remote, temporary)))
     return path
 
 
-def _copy(remote: Remote, file: BinaryIO) -> None:
+def _copy(remote: Remote, path: Path) -> None:
     done = 0
-    with _ask(remote.where, {}) as answer:
+    with _ask(remote.where, {}) as answer, path.open("wb") as file:
         while block := answer.read(1 << 20):
             done += file.write(block)
     if remote.size not in (-1, done):

@@ -16,7 +16,7 @@ from gnothi.contracts import DataError, SettingError, Source, did_you_mean
 from gnothi.data import DataSpec
 from gnothi.data import open as open_data
 from gnothi.encoders.encoder import Encoder, Progress, load, spread
-from gnothi.training.checkpoint import replace_file
+from gnothi.files import replace_file
 
 Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
 """Row numbers [B] and their vectors [B, D], of images that could be read."""

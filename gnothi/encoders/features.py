@@ -17,7 +17,7 @@ from gnothi import distributed
 from gnothi.contracts import EncoderError, Source
 from gnothi.data import Subset
 from gnothi.encoders.encoder import Encoder, Progress, spread
-from gnothi.training.checkpoint import replace_file, write_text
+from gnothi.files import replace_file, write_text
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,8 @@ from gnothi.ensemble.combine import FORMS, Ensemble, fit, settings_of
 from gnothi.ensemble.descent import Descent
 from gnothi.ensemble.fitting import Hears
 from gnothi.ensemble.members import blocks, readable, together
-from gnothi.training.checkpoint import digest, replace_file, write_text
+from gnothi.files import replace_file, write_text
+from gnothi.training.checkpoint import digest
 
 log = logging.getLogger(__name__)
 ABOUT, TENSORS = "ensemble.json", "ensemble.safetensors"

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from gnothi.contracts import SettingError, Want
 from gnothi.evaluate.result import Result
-from gnothi.training.checkpoint import replace_file
+from gnothi.files import replace_file
 
 PICTURES = (".svg", ".png")
 """What a plot may be written as."""

@@ -25,10 +25,10 @@ from gnothi.evaluate.linear import Rows
 from gnothi.evaluate.result import Predictions, Result, accuracy, against, summary
 from gnothi.evaluate.run import Part, Split, split
 from gnothi.evaluate.tuning import FEW, HELD, RATES, FinetuneSpec, Start
+from gnothi.files import write_text
 from gnothi.methods.classify import Classify, ClassifySpec
 from gnothi.randomness import seeded
 from gnothi.training import twice
-from gnothi.training.checkpoint import write_text
 
 
 def finetune(

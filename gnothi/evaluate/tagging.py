@@ -16,10 +16,10 @@ from gnothi.data import Subset, holdout
 from gnothi.evaluate.average_precision import Ranking, mean_average_precision, ranked
 from gnothi.evaluate.linear import Rows
 from gnothi.evaluate.tuning import HELD, RATES, FinetuneSpec, Start
+from gnothi.files import write_text
 from gnothi.methods.alone import Alone
 from gnothi.methods.classify import ClassifySpec
 from gnothi.randomness import seeded
-from gnothi.training.checkpoint import write_text
 
 
 def cross_entropy(logits: Tensor, tags: Tensor) -> Tensor:

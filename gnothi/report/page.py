@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gnothi.contracts import EncoderError
+from gnothi.files import write_text
 from gnothi.report import curves, frame, layers, matches, record, sections, summary
 from gnothi.report.material import Sample, samples
-from gnothi.training.checkpoint import write_text
 
 log = logging.getLogger(__name__)
 

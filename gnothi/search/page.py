@@ -10,10 +10,10 @@ from typing import Any
 import gnothi
 from gnothi.contracts import DataError, Source
 from gnothi.encoders.inputs import unit
+from gnothi.files import write_text
 from gnothi.report import frame
 from gnothi.report.pictures import channels_note, fit, uri
 from gnothi.search.similar import Found
-from gnothi.training.checkpoint import write_text
 
 PICTURE = 160
 """Longest side of a picture, pixels."""

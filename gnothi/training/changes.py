@@ -10,7 +10,7 @@ import numpy as np
 
 from gnothi.contracts import Source
 from gnothi.data import ArraySource, FolderSource
-from gnothi.training.checkpoint import replace_file
+from gnothi.files import replace_file
 
 FILE = "images.npy"
 """Its name in a run's folder."""

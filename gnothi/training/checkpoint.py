@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gnothi.contracts import RunError
+from gnothi.files import replace_file
 
 NAME = re.compile(r"step-\d+\.safetensors")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where a file cannot grow; writers of their own (NumPy's) say nothing that has a number."""
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
@@ -46,33 +43,6 @@ def whole(values: dict[str, Any]) -> bool:
 
 def _seal(values: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under another name, flush it to the disk, then give it its own: a reader sees the old one or the new one, whole.
-
-    Raises:
-        RunError: the disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno not in (None, *FULL):
-            raise
-        why = (error.strerror or str(error)).lower()
-        raise RunError(f"{path} cannot be written: {why}; nothing that was there is lost, make room and go on") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file, whole or not at all."""
-    replace_file(path, lambda temporary: _write(temporary, text.encode()))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gnothi import distributed
 from gnothi.contracts import RunError
+from gnothi.files import write_text
 from gnothi.training import checkpoint
 from gnothi.training.progress import Progress, Silent
 
@@ -84,7 +85,7 @@ class Journal:
         if self.folder is not None and distributed.rank() == 0:
             metrics = self.folder / "metrics.jsonl"
             lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.exists() else []
-            checkpoint.write_text(metrics, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
 
 def _step_of(line: str) -> float:

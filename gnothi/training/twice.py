@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gnothi.contracts import RunError
-from gnothi.training.checkpoint import sealed, whole, write_text
+from gnothi.files import write_text
+from gnothi.training.checkpoint import sealed, whole
 
 NAME, COPY = "spec.json", ".spec.json"
 

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gnothi.contracts import DataError, SettingError
+from gnothi.files import replace_file, write_text
 from gnothi.randomness import generator, number
-from gnothi.training.checkpoint import replace_file, write_text
 
 BLOCK = 8192
 """Rows that are held at a time, besides what ``memory`` allows for the fit."""

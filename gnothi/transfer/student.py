@@ -17,13 +17,13 @@ from gnothi.data import open as open_data
 from gnothi.data.targets import Targets
 from gnothi.encoders import Encoder
 from gnothi.evaluate.result import Result
+from gnothi.files import replace_file, write_text
 from gnothi.models import backbone as backbones
 from gnothi.pretrain import Run
 from gnothi.randomness import number
 from gnothi.recipes.resolve import resolve
 from gnothi.recipes.spec import load as load_settings
 from gnothi.recipes.spec import merge, mistake
-from gnothi.training.checkpoint import replace_file, write_text
 from gnothi.training.progress import Progress
 from gnothi.transfer.clusters import Codebook, Rows, check_k, cluster, stability, suggested
 from gnothi.transfer.labels import feature_targets, pseudo_labels, shuffled, vectors_of

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gnothi import files
 from gnothi.contracts import RunError
 from gnothi.training import checkpoint
 
@@ -88,14 +89,14 @@ def test_another_safetensors_file_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "spec.json"
-    checkpoint.write_text(path, "old")
+    files.write_text(path, "old")
 
     def fails(temporary: Path) -> None:
         temporary.write_bytes(b"half of the n")
         raise OSError("disk full")
 
     with pytest.raises(RunError, match="spec.json cannot be written: disk full; nothing that was there is lost"):
-        checkpoint.replace_file(path, fails)
+        files.replace_file(path, fails)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -110,7 +111,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", lambda file: happened.append(("flushed", os.fstat(file).st_ino)))
     monkeypatch.setattr(Path, "replace", name)
-    checkpoint.write_text(tmp_path / "spec.json", "new")
+    files.write_text(tmp_path / "spec.json", "new")
     number = (tmp_path / "spec.json").stat().st_ino
     assert happened == [("flushed", number), ("named", number)]
 
