@@ -101,6 +101,20 @@ def cifar_sweep() -> str:
     return "\n".join(lines)
 
 
+# ---- a person's first hour -----------------------------------------------------------------------
+def first_hour() -> str:
+    """Every command with what it printed."""
+    found = results("first_hour")
+    parts = [f"```text\n$ {c['command']}\n" + "\n".join(c["output"]) + f"\n```\n{_took(c)}" for c in found.get("commands", [])]
+    total = sum(c["seconds"] for c in found.get("commands", []))
+    return "\n\n".join([*parts, f"In all {total / 60:.0f} minutes on {found['cores']} cores."]) if parts else "Not run yet."
+
+
+def _took(command: dict[str, Any]) -> str:
+    seconds = command["seconds"]
+    return f"*{seconds:.0f} s*" if seconds < 100 else f"*{seconds / 60:.1f} minutes*"
+
+
 # ---- speed ---------------------------------------------------------------------------------------
 def step() -> str:
     rows = results("step", "benchmarks")
@@ -181,6 +195,7 @@ def memory() -> str:
 
 TABLES: tuple[Callable[[], str], ...] = (
     demo,
+    first_hour,
     photos_methods,
     cifar,
     cifar_sweep,
