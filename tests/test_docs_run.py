@@ -27,7 +27,7 @@ from gnothi.auxiliary import AUXILIARIES
 from gnothi.cli import cli
 from gnothi.data.photos import photo_tiles
 from gnothi.methods import METHODS
-from gnothi.models.backbone import MICRO, BackboneSpec, build
+from gnothi.models.backbone import BACKBONES, BackboneSpec, build
 from gnothi.randomness import generator
 from gnothi.recipes.resolve import Resolved
 
@@ -204,7 +204,7 @@ def test_code_of_the_documents_runs(page: str, code: str, work: Path, monkeypatc
     make_room(code)
     monkeypatch.setattr(sys, "argv", ["page"])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with unchanged(MICRO), unchanged(METHODS), unchanged(AUXILIARIES):
+    with unchanged(BACKBONES), unchanged(METHODS), unchanged(AUXILIARIES):
         Path("piece.py").write_text(here(code), encoding="utf-8")
         runpy.run_path("piece.py", GIVEN.get(page, dict)(), "__main__")
     for name in [n for n in sys.modules if n.startswith("own_")]:

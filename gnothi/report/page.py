@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from gnothi.contracts import EncoderError
 from gnothi.files import write_text
 from gnothi.report import curves, frame, layers, matches, record, sections, summary
@@ -67,7 +69,13 @@ def write(run: Path | str, *, results: Sequence[dict[str, Any]] | None = None, f
         found.results.extend(more)
     out = out or found.folder / "report.html"
     opened = Once(lambda: samples(found))
-    write_text(out, render(found, parts(found, opened)))
+    try:
+        page = render(found, parts(found, opened))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, TemplateError) as error:
+        log.info("the page of %s cannot be drawn", found.folder, exc_info=True)
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        raise EncoderError(f"{found.folder}: its files do not hold what a run writes ({said})") from error
+    write_text(out, page)
     return out
 
 

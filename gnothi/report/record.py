@@ -138,6 +138,8 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
             continue
         if not isinstance(metric, dict) or not isinstance(metric.get("step", 0), int | float):
             continue
+        if not all(isinstance(metric.get(key, ""), str) for key in ("kind", "metric")):
+            continue
         lines[(metric.get("kind"), metric.get("step"), metric.get("metric"))] = metric
     return sorted(lines.values(), key=lambda m: m.get("step", 0))
 

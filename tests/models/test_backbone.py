@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gnothi.contracts import SettingError, Want
-from gnothi.models.backbone import MICRO, BackboneSpec, TimmBackbone, build, patch_size, pretrained_input, windows
+from gnothi.models.backbone import BACKBONES, BackboneSpec, TimmBackbone, build, patch_size, pretrained_input, windows
 from gnothi.models.weights import weights
 from gnothi.randomness import generator
 
@@ -218,4 +218,4 @@ def test_pretrained_networks_keep_their_stem_and_name_their_input(monkeypatch):
     assert isinstance(backbone, TimmBackbone) and backbone.stem == "plain" and backbone.net.conv1.weight.shape[-1] == 7
     size, mean, std = pretrained_input("resnet18")
     assert (size, mean, std) == (224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert not set(MICRO) & set(timm.list_models())
+    assert not set(BACKBONES) & set(timm.list_models())

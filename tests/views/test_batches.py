@@ -257,7 +257,7 @@ if __name__ == "__main__":
     children = [int(pid) for pid in run.stdout.readline().split()]
     assert len(children) == 2
     run.send_signal(how)
-    run.wait(30)
+    run.wait(120)
     run.stdout.close()
     end = time.monotonic() + 30
     while any(alive(pid) for pid in children) and time.monotonic() < end:
