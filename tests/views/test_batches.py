@@ -246,9 +246,10 @@ def alive(pid):
 def test_no_loader_process_outlives_an_interrupted_run(how, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(f"""
-import sys; sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+import signal, sys; sys.path.insert(0, {str(os.path.dirname(__file__))!r})
 from test_batches import SpawnSource, batches
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
     b = batches(SpawnSource(), workers=2, total=10**6)
     b(0); print(*[p.pid for p in b.cutter._ready._workers], flush=True)
     for step in range(1, 10**6): b(step)
