@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.apart import apart
 from benchmarks.local_memory import peak
 from benchmarks.step import write_data
 from gnothi import pretrain
@@ -103,15 +103,6 @@ def measure(case: Case, data: str) -> dict[str, Any]:
     return {"seconds": statistics.median(times[WARM:]), "memory": kept + peak(device, run.step)[0], "flops": flops(run)}
 
 
-def apart(case: Case, data: str) -> dict[str, Any]:
-    """Measure a case in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.auxiliaries", "--one", json.dumps(asdict(case)), "--at", data]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    if said.returncode:
-        raise SystemExit(f"{case.method} beside {case.beside}: {said.stderr.strip()[-2000:]}")
-    return json.loads(said.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"methods; by default {' '.join(METHODS)}")
@@ -121,10 +112,10 @@ def main() -> None:
     parser.add_argument("--backbone", default="micro-vit")
     parser.add_argument("--device")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--at", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measure(Case(**json.loads(given.one)), given.at)))
+        one = json.loads(given.one)
+        print(json.dumps(measure(Case(**one["case"]), one["data"])))
         return
     shape = {"backbone": given.backbone, "batch": given.batch, "steps": given.steps, "device": given.device}
     print(f"{'method':<8}{'beside':<30}{'time':>8}{'operations':>12}{'memory':>14}")
@@ -144,7 +135,7 @@ def rounds(cases: list[Case], data: str, many: int) -> dict[str, dict[str, Any]]
     """Every case in turn, again and again; of each the fastest."""
     found: dict[str, dict[str, Any]] = {}
     for case in cases * many:
-        new, key = apart(case, data), f"{case.method} {case.beside}"
+        new, key = apart("auxiliaries", {"case": asdict(case), "data": data}), f"{case.method} {case.beside}"
         found[key] = {**asdict(case), **new, "seconds": min(new["seconds"], found.get(key, new)["seconds"])}
         print(f"{key}: {new['seconds']:.3f} s", file=sys.stderr, flush=True)
     return found

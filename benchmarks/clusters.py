@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.apart import apart
 from benchmarks.search import own
 from gnothi.files import write_text
 from gnothi.randomness import generator
@@ -85,20 +84,15 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=2000)
     parser.add_argument("--memory", type=float, default=0.125, help="GiB of features that k-means may hold")
     parser.add_argument("--passes", type=int, default=5, help="exact passes over all rows, and iterations before them")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measure(given.rows, given.width, given.clusters, given.memory, given.passes)))
+        print(json.dumps(measure(**json.loads(given.one))))
         return
     found = []
     for rows in (given.rows // 4, given.rows // 2, given.rows):
         options = {"rows": rows, "width": given.width, "clusters": given.clusters, "memory": given.memory, "passes": given.passes}
-        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        command = [sys.executable, "-m", "benchmarks.clusters", "--one", *words]
-        said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-        if said.returncode:
-            raise SystemExit(f"{rows} rows: {said.stderr.strip()[-2000:]}")
-        row = json.loads(said.stdout.splitlines()[-1])
+        row = apart("clusters", options)
         found.append(row)
         print(
             f"{row['rows']:>9,} rows: {row['seconds']:.0f} s with {row['passes']} passes, {row['pass']:.1f} s a pass, {row['peak'] / 2**20:.0f} MiB",

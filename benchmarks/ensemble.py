@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.apart import apart
 from gnothi import ensemble
 from gnothi.ensemble.descent import ROWS
 from gnothi.files import write_text
@@ -146,20 +145,15 @@ def measure(n: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int, default=SIZES)
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measure(given.one)))
+        print(json.dumps(measure(**json.loads(given.one))))
         return
     found = []
     print(f"{'images':>9}{'fit':>10}{'epochs':>8}{'memory':>12}{'descent':>14}{'of products':>13}{'(processor)':>13}{'of the whole':>14}{'load':>7}")
     for n in given.sizes:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.ensemble", "--one", str(n)], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-        )
-        if done.returncode:
-            raise SystemExit(f"{n}: {done.stderr.strip()[-2000:]}")
-        f = json.loads(done.stdout.splitlines()[-1])
+        f = apart("ensemble", {"n": n})
         found.append({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in f.items()})
         line = f"{n:>9,}{f['fit']:>8.1f} s{f['epochs']:>8}{f['memory'] / 2**20:>8.0f} MiB{1000 * f['descent']:>8.3f} ms/im"
         print(f"{line}{f['share of the products']:>13.2f}{f['by processor']:>13.2f}{f['share of the whole']:>14.2f}{f['load']:>7.1f}", flush=True)

@@ -11,8 +11,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.apart import apart
 from benchmarks.step import peak, write_data
 from gnothi import pretrain
 from gnothi.files import write_text
@@ -96,12 +95,7 @@ def main() -> None:
     found = []
     print(f"{'grows':<20}{'images':>10}{'crops':>7}{'batch':>7}{'first step':>12}{'step':>10}{'images/s':>10}{'memory':>12}")
     for row in ROWS:
-        said = subprocess.run(
-            [sys.executable, "-m", "benchmarks.growth", "--one", json.dumps(row)], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-        )
-        if said.returncode:
-            raise SystemExit(f"{row}: {said.stderr.strip()[-2000:]}")
-        f = json.loads(said.stdout.splitlines()[-1])
+        f = apart("growth", row)
         found.append(f)
         crops, batch = 2 + f.get("local", 0), f.get("batch", 128)
         line = f"{f['grows']:<20}{f['n']:>10,}{crops:>7}{batch:>7}{f['first step']:>10.2f} s{f['step']:>8.3f} s{f['images/s']:>10.0f}"

@@ -13,7 +13,6 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.apart import apart
 from gnothi import pretrain
 from gnothi.contracts import Step
 from gnothi.data.photos import photo_tiles
@@ -198,11 +198,13 @@ def child(case: Case, data: Path) -> dict[str, Any]:
 
 
 def timed(case: Case, data: Path, workers: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.step", "--one", json.dumps(asdict(case)), "--at", str(data), "--workers", str(workers)]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    if said.returncode:
-        raise SystemExit(f"{case.name}: {said.stderr.strip()[-2000:]}")
-    return json.loads(said.stdout.splitlines()[-1])
+    return apart("step", {"case": asdict(case), "data": str(data), "workers": workers})
+
+
+def measure(case: dict[str, Any], data: str, workers: int) -> dict[str, float]:
+    """Seconds and bytes of a case, ours or lightly's."""
+    one = Case(**case)
+    return ours(one, Path(data)) if one.who == "gnothi" else lightlys(one, Path(data), workers)
 
 
 def main() -> None:
@@ -210,12 +212,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="cases; by default all")
     parser.add_argument("--steps", type=int, help="instead of each case's own number")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--at", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        case = Case(**json.loads(given.one))
-        print(json.dumps(ours(case, given.at) if case.who == "gnothi" else lightlys(case, given.at, given.workers)))
+        print(json.dumps(measure(**json.loads(given.one))))
         return
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder))

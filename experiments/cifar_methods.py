@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.images import write_images
 from gnothi import ensemble, evaluate
 from gnothi.contracts import Pixels
 from gnothi.data import DataSpec
@@ -38,7 +39,8 @@ from gnothi.pretrain import train
 from gnothi.recipes.resolve import resolve
 
 RESULTS = Path(__file__).parent / "results" / "cifar_methods.json"
-A_CLASS = 1000
+IMAGES = 10_000, 10_000
+"""That train, and that test."""
 SEEDS = {"gnothi": {"simclr": 3, "byol": 3, "dino": 3}, "lightly": {"simclr": 3}, "time": {}}
 """How many seeds an arm has; 1 where nothing stands here."""
 IMAGENET = Pixels(0.0, 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -140,16 +142,6 @@ def arms() -> list[str]:
     ]
 
 
-def write_images(data: Path, path: Path) -> None:
-    parts = {}
-    for side, most in (("train", A_CLASS), ("test", None)):
-        with np.load(data / f"{side}.npz") as packed:
-            images, labels = packed["images"], packed["labels"]
-        rows = np.concatenate([np.flatnonzero(labels == c)[:most] for c in np.unique(labels)])
-        parts |= {f"{side}_images": images[rows], f"{side}_labels": labels[rows]}
-    np.savez(path, **parts)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", metavar="ARM")
@@ -158,10 +150,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
     images = given.out / "cifar.npz"
-    if not images.exists():
-        write_images(given.data, images)
+    write_images(given.data, images, *IMAGES)
     study = Study(images, given.epochs, given.threads, given.out)
     for arm in given.arms or arms():
         study.run(arm)

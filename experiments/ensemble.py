@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from experiments.images import write_images
 from gnothi import ensemble, evaluate
 from gnothi.data import DataSpec
 from gnothi.encoders import load
@@ -206,17 +206,6 @@ def known(results: Path) -> dict[str, Any]:
     return json.loads(results.read_text()) if results.exists() else {}
 
 
-def write_images(data: Path, path: Path, a_class: int) -> None:
-    """The first images of each class that train, and as many test images as there are."""
-    parts = {}
-    for side, most in (("train", a_class), ("test", None)):
-        with np.load(data / f"{side}.npz") as packed:
-            images, labels = packed["images"], packed["labels"]
-        rows = np.concatenate([np.flatnonzero(labels == c)[:most] for c in np.unique(labels)])
-        parts |= {f"{side}_images": images[rows], f"{side}_labels": labels[rows]}
-    np.savez(path, **parts)
-
-
 def arms(seeds: int, transfer: list[str]) -> list[str]:
     measures = (("knn", 20), ("knn", 200), ("linear", 0))
     tables = [f"table/{kind}/{metric}/{k}/{s}" for kind in SETS for metric, k in measures for s in range(seeds)]
@@ -240,10 +229,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "ensemble.json")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    given.out.mkdir(parents=True, exist_ok=True)
     images = given.out / f"cifar-{given.a_class}.npz"
-    if not images.exists():
-        write_images(given.data, images, given.a_class)
+    write_images(given.data, images, 10 * given.a_class, 10_000)
     study = Study(images, given.members, given.out, given.results, given.epochs, given.threads, given.judge)
     for arm in given.arms or arms(given.seeds, given.transfer):
         study.run(arm)

@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import gnothi
+from experiments.images import write_images
 from gnothi import evaluate
 from gnothi.comparison import Comparison
 from gnothi.files import write_text
@@ -127,21 +126,6 @@ def in_small(call: Call) -> Call:
 
 
 # ---- carrying out --------------------------------------------------------------------------------
-def write_images(data: Path, path: Path, n: int, test: int = TEST) -> None:
-    """The first images of every class, sorted as they stand; the same test images for every n."""
-    if path.exists():
-        return
-    parts: dict[str, Any] = {}
-    for split, many in (("train", n), ("test", test)):
-        with np.load(data / f"{split}.npz") as packed:
-            images, labels = packed["images"], packed["labels"]
-        classes = np.unique(labels)
-        rows = np.sort(np.concatenate([np.flatnonzero(labels == c)[: many // len(classes)] for c in classes]))
-        parts |= {f"{split}_images": images[rows], f"{split}_labels": labels[rows]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **parts)
-
-
 @dataclass(frozen=True)
 class Study:
     """Where a study lies, and on what."""
