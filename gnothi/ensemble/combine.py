@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from gnothi.contracts import DataError, SettingError, Spec, did_you_mean
@@ -21,7 +20,7 @@ from gnothi.ensemble.descending import descent
 from gnothi.ensemble.descent import Descent, DescentSpec
 from gnothi.ensemble.fitting import Hears
 from gnothi.ensemble.members import BLOCK, Features, Matrix, blocks, check, exponent, rows_of, spectrum
-from gnothi.recipes.spec import mistake
+from gnothi.recipes.spec import checked
 from gnothi.training.checkpoint import digest
 
 SAMPLE = 2000
@@ -185,14 +184,7 @@ def settings_of(combiner: str, settings: dict[str, Any]) -> Spec:
     """
     if combiner not in COMBINERS:
         raise SettingError(f"combiner must be one of {', '.join(COMBINERS)}, got {combiner!r}; {did_you_mean(combiner, COMBINERS)}")
-    spec = COMBINERS[combiner][0]
-    unknown = next((key for key in settings if key not in spec.model_fields), None)
-    if unknown is not None:
-        raise SettingError(f"{unknown}: {combiner} has no such setting; {did_you_mean(unknown, spec.model_fields)}")
-    try:
-        return spec(**settings)
-    except ValidationError as error:
-        raise SettingError(mistake(error, {})) from None
+    return checked(COMBINERS[combiner][0], settings, combiner)
 
 
 def _exponent(made: Ensemble, features: Features) -> float | None:

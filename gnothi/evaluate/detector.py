@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
-from gnothi.contracts import Carry, EncoderError, GnothiError, Outputs, Pixels, SettingError, Spec, Step, Views, Want, did_you_mean
+from gnothi.contracts import Carry, EncoderError, GnothiError, Outputs, Pixels, SettingError, Spec, Step, Views, Want
 from gnothi.data.order import Order
 from gnothi.evaluate.matching import Found
 from gnothi.evaluate.scenes import Scenes
 from gnothi.methods.alone import Alone
 from gnothi.randomness import generator
-from gnothi.recipes.spec import mistake
+from gnothi.recipes.spec import checked
 
 FINEST = 4
 """Least stride of a pyramid's levels, in pixels, where the network has coarser blocks."""
@@ -62,13 +62,7 @@ class DetectSpec(Spec):
         Raises:
             SettingError: the first mistake, with the nearest right thing.
         """
-        for key in settings:
-            if key not in cls.model_fields:
-                raise SettingError(f"{key}: detection has no such setting; {did_you_mean(key, cls.model_fields)}")
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            raise SettingError(mistake(error, {}, ("detect",))) from None
+        return checked(cls, settings, "detect")
 
 
 class Level(NamedTuple):

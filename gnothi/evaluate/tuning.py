@@ -11,17 +11,17 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
-from gnothi.contracts import EncoderError, RunError, SettingError, Source, Spec, did_you_mean
+from gnothi.contracts import EncoderError, RunError, SettingError, Source, Spec
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.evaluate.fitting import fit, named
 from gnothi.evaluate.freezing import below, block_number, freeze, renew
 from gnothi.methods.alone import Alone
 from gnothi.models.backbone import build
 from gnothi.recipes.rules import is_transformer
-from gnothi.recipes.spec import mistake
+from gnothi.recipes.spec import checked
 from gnothi.recipes.views import named as recipe
 from gnothi.training.optimisers import OptimiserSpec
 from gnothi.views.batches import Batches, ViewsSpec
@@ -66,13 +66,7 @@ class FinetuneSpec(Spec):
         Raises:
             SettingError: the first mistake, with the nearest right thing.
         """
-        for key in settings:
-            if key not in cls.model_fields:
-                raise SettingError(f"{key}: fine-tuning has no such setting; {did_you_mean(key, cls.model_fields)}")
-        try:
-            spec = cls(**settings)
-        except ValidationError as error:
-            raise SettingError(mistake(error, {}, ("finetune",))) from None
+        spec = checked(cls, settings, "finetune")
         if spec.shots is not None and spec.share < 1:
             raise SettingError(f"--share {spec.share:g} and --shots {spec.shots} both say how many labels are shown; give one of them")
         if spec.anew and spec.freeze is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     )
 else:  # any that stands in METHODS, one of your own as well
     AnyMethodSpec = SerializeAsAny[Spec]
+
+AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 class RunDataSpec(DataSpec):
@@ -136,6 +138,26 @@ def load(settings: Mapping[str, Any]) -> RunSpec:
         raise SettingError(mistake(error, settings)) from None
     except RecursionError:
         raise SettingError(DEEP) from None
+
+
+def checked(kind: type[AnySpec], settings: Mapping[str, Any], of: str) -> AnySpec:
+    """Make one group's spec of plain values.
+
+    Args:
+        kind: the spec.
+        settings: values by name.
+        of: what they are settings of, for the message.
+
+    Raises:
+        SettingError: the first mistake, with the nearest right thing.
+    """
+    for key in settings:
+        if key not in kind.model_fields:
+            raise SettingError(f"{of}.{key}: no such setting; {did_you_mean(key, kind.model_fields)}")
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        raise SettingError(mistake(error, {}, (of,))) from None
 
 
 DEEP = "settings are nested too deep; method.temperature and auxiliary.rotation.weight are as deep as they go"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from gnothi import distributed, pretrain
 from gnothi import evaluate as evaluation
@@ -22,8 +22,8 @@ from gnothi.models import backbone as backbones
 from gnothi.pretrain import Run
 from gnothi.randomness import number
 from gnothi.recipes.resolve import resolve
+from gnothi.recipes.spec import checked, merge
 from gnothi.recipes.spec import load as load_settings
-from gnothi.recipes.spec import merge, mistake
 from gnothi.training.progress import Progress
 from gnothi.transfer.clusters import Codebook, Rows, check_k, cluster, stability, suggested
 from gnothi.transfer.labels import feature_targets, pseudo_labels, shuffled, vectors_of
@@ -78,13 +78,7 @@ class TransferSpec(Spec):
         Raises:
             SettingError: the first mistake, with the nearest right thing.
         """
-        for key in settings:
-            if key not in cls.model_fields:
-                raise SettingError(f"transfer.{key}: no such setting; {did_you_mean(key, cls.model_fields)}")
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            raise SettingError(mistake(error, {}, ("transfer",))) from None
+        return checked(cls, settings, "transfer")
 
 
 @dataclass(frozen=True)

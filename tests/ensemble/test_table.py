@@ -124,8 +124,8 @@ def test_the_command_compares(data: str) -> None:
     ("args", "words"),
     [
         (("fit", "hog", "--out", "x", "--combiner", "pcaa"), "did you mean pca?"),
-        (("fit", "hog", "--out", "x", "--set", "powr=0"), "powr: pca has no such setting; did you mean power?"),
-        (("fit", "hog", "--out", "x", "--set", "seed=1"), "seed: pca has no such setting"),
+        (("fit", "hog", "--out", "x", "--set", "powr=0"), "pca.powr: no such setting; did you mean power?"),
+        (("fit", "hog", "--out", "x", "--set", "seed=1"), "pca.seed: no such setting"),
         (("fit", "hgo", "--out", "x"), "did you mean hog?"),
         (("fit", "hog", "--out", "tiny.npz"), "is no ensemble"),
         (("compare", "hog", "--set", "power=0"), "such as pca.power or descent.power"),

@@ -283,7 +283,7 @@ def test_a_folder_in_use_and_several_processes_are_refused(tmp_path, monkeypatch
 
 def test_settings_that_cannot_be_are_named():
     for given, line in (
-        ({"shres": 1}, "shres: fine-tuning has no such setting; did you mean share"),
+        ({"shres": 1}, "finetune.shres: no such setting; did you mean share"),
         ({"share": 0.0}, "finetune.share must be greater than 0"),
         ({"share": 0.1, "shots": 3}, "--share 0.1 and --shots 3 both say"),
         ({"anew": True}, "--anew is about what lies above frozen blocks"),
