@@ -6,7 +6,6 @@ import copy
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -36,17 +35,6 @@ SETTINGS: dict[str, Any] = {
     "training": {"epochs": 4, "batch": BATCH, "threads": 1, "log_every": "3 steps", "health_every": "5 steps", "checkpoint_every": "4 steps"},
 }
 TIMES = ("seconds", "images_per_second", "waiting")
-
-
-class StopsAt(Silent):
-    """Asks the run to stop after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def update(self, step: int, metrics: dict[str, Any] | None = None) -> None:
-        if step == self.step and metrics is None:
-            signal.raise_signal(signal.SIGINT)
 
 
 class Hears(Silent):
@@ -163,7 +151,7 @@ def test_two_epochs_a_stop_and_two_more_equal_four(name: str, data: Path, tmp_pa
 
     go("whole")
     with pytest.raises(Interrupted):
-        go("parts", progress=StopsAt(STEPS // 2 - 1))
+        go("parts", progress=toys.StopsAt(STEPS // 2 - 1))
     go("parts", resume=True)
     assert equal(tmp_path / "parts", tmp_path / "whole")
 
@@ -172,7 +160,7 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(
     data: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(Interrupted):
-        train(data, tmp_path, progress=StopsAt(9))
+        train(data, tmp_path, progress=toys.StopsAt(9))
     newest = checkpoint.newest(tmp_path)
     assert checkpoint.step_of(newest) == 10
     newest.write_bytes(newest.read_bytes()[:-100])
@@ -183,7 +171,7 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(data: Path, unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        train(data, tmp_path, progress=StopsAt(1))
+        train(data, tmp_path, progress=toys.StopsAt(1))
     for path in checkpoint.list_of(tmp_path):
         path.unlink()
     train(data, tmp_path, resume=True)
@@ -287,7 +275,7 @@ def test_methods_that_compare_a_batch_refuse_to_accumulate_by_name(name: str, da
 def test_resuming_says_from_where_or_that_there_is_nothing_to_resume(data: Path, tmp_path: Path) -> None:
     first, second = Hears(), Hears()
     with pytest.raises(Interrupted):
-        first.update = StopsAt(6).update  # type: ignore[method-assign]
+        first.update = toys.StopsAt(6).update  # type: ignore[method-assign]
         train(data, tmp_path / "run", resume=True, progress=first)
     train(data, tmp_path / "run", resume=True, progress=second)
     assert f"nothing in {tmp_path / 'run'} to go on with: begins" in first.said and "goes on after" not in first.said
@@ -355,7 +343,7 @@ def test_an_auxiliary_of_weight_zero_is_not_built_and_the_run_is_bit_for_bit_the
     lines = content(tmp_path / "some")[1]
     assert lines[0]["weights"] == {"dino": 1.0, "nudge": 0.5} and "nudge" in lines[0]["terms"]
     with pytest.raises(Interrupted):
-        train(data, tmp_path / "parts", auxiliary={"nudge": {"weight": 0.5}}, progress=StopsAt(6))
+        train(data, tmp_path / "parts", auxiliary={"nudge": {"weight": 0.5}}, progress=toys.StopsAt(6))
     train(data, tmp_path / "parts", auxiliary={"nudge": {"weight": 0.5}}, resume=True)
     assert equal(tmp_path / "parts", tmp_path / "some")
 

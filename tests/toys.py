@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from gnothi.randomness import generator, seeded
 from gnothi.training.learner import Learner
 from gnothi.training.objective import Objective
 from gnothi.training.optimisers import OptimiserSpec
+from gnothi.training.progress import Silent
 from gnothi.training.spec import TrainingSpec
 
 NAMES = tuple(name for name, (_, kind) in METHODS.items() if kind.compares)
@@ -32,6 +34,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "vicreg": {},
 }
 """Settings beside small widths that make every part of a method take part."""
+
+
+class StopsAt(Silent):
+    """Asks the run to stop after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def update(self, step: int, metrics: dict[str, Any] | None = None) -> None:
+        if step == self.step and metrics is None:
+            signal.raise_signal(signal.SIGINT)
 
 
 class ToyBackbone(nn.Module):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toys
 from killer import SETTINGS, content, same
 from processes import HERE, SMALL, begin, children, end, noise, pictures, script, small_disk, until, without_rights
 
@@ -30,17 +31,6 @@ from gnothi.training.progress import Silent
 from gnothi.training.signals import Interrupted
 
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
-
-
-class StopsAt(Silent):
-    """Asks the run to stop after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def update(self, step: int, metrics: dict[str, Any] | None = None) -> None:
-        if step == self.step and metrics is None:
-            signal.raise_signal(signal.SIGINT)
 
 
 def train(data: Path, out: Path, **more: Any) -> pretrain.Run:
@@ -78,7 +68,7 @@ def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stopped(data: Path, tmp_path: Path) -> Path:
     """A run that was asked to stop after 10 of 18 steps."""
     with pytest.raises(Interrupted):
-        train(data, tmp_path / "stopped", progress=StopsAt(9))
+        train(data, tmp_path / "stopped", progress=toys.StopsAt(9))
     return tmp_path / "stopped"
 
 
@@ -302,7 +292,7 @@ def test_the_lock_of_a_killed_run_does_not_block_though_its_loaders_live_on(tmp_
 def test_data_that_changed_are_refused_and_what_changed_is_named(tmp_path: Path) -> None:
     folder, out = pictures(tmp_path / "pictures"), tmp_path / "run"
     with pytest.raises(Interrupted):
-        train(folder, out, progress=StopsAt(3))
+        train(folder, out, progress=toys.StopsAt(3))
     (folder / "000.png").unlink()
     (folder / "new\nname.png").write_bytes((folder / "001.png").read_bytes())
     (folder / "002.png").write_bytes((folder / "003.png").read_bytes())
@@ -315,7 +305,7 @@ def test_arrays_that_changed_are_refused_and_what_changed_is_named(what: str, da
     own = tmp_path / "own.npz"
     own.write_bytes(data.read_bytes())
     with pytest.raises(Interrupted):
-        train(own, tmp_path / "run", progress=StopsAt(3))
+        train(own, tmp_path / "run", progress=toys.StopsAt(3))
     arrays = dict(np.load(own))
     if what == "pixels":
         arrays["images"][7, 0, 0, 0] ^= 1
@@ -332,7 +322,7 @@ def test_without_an_account_of_the_images_their_change_is_refused_all_the_same(d
     own = tmp_path / "own.npz"
     own.write_bytes(data.read_bytes())
     with pytest.raises(Interrupted):
-        train(own, tmp_path / "run", progress=StopsAt(3))
+        train(own, tmp_path / "run", progress=toys.StopsAt(3))
     (tmp_path / "run" / changes.FILE).write_bytes(b"x")
     np.savez(own, **{k: v[:-2] for k, v in np.load(own).items()})
     assert "(48 images then, 46 now); --out" in refused(DataError, lambda: train(own, tmp_path / "run", resume=True))
