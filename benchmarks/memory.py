@@ -33,10 +33,11 @@ def resident() -> dict[str, float]:
     """MiB of this process and of its children: their own pages, and shares of those that they have together; files that are mapped do not count."""
     me = Path("/proc/self")
     children = [Path(f"/proc/{pid}") for pid in (me / "task" / str(os.getpid()) / "children").read_text().split()]
-    return {"training": _own(me), "loaders": sum(map(_own, children))}
+    return {"training": own(me), "loaders": sum(map(own, children))}
 
 
-def _own(process: Path) -> float:
+def own(process: Path) -> float:
+    """MiB that a process (its folder in /proc) has for itself, and its share of what it has with others."""
     found = dict(line.split(":", 1) for line in (process / "smaps_rollup").read_text().splitlines()[1:])
     return round(sum(int(found[kind].split()[0]) for kind in ("Pss_Anon", "Pss_Shmem")) / 1024, 1)
 

@@ -193,6 +193,30 @@ def memory() -> str:
     return "\n".join(["| of the epoch | main process | loader process |", "|---|---|---|", *rows])
 
 
+def hour() -> str:
+    """What an hour of training gains."""
+    found = results("hour", "benchmarks")
+    if not found:
+        return "Not run yet."
+    units = {
+        "memory": "MiB of memory",
+        "files": "open files",
+        "threads": "threads",
+        "processor step": "processor ms a step",
+        "clock step": "ms a step",
+    }
+    lines = ["| all processes together | mean | gained in an hour (95 % interval) |", "|---|---|---|"]
+    for key, name in units.items():
+        row = found["growth"][key]
+        lines.append(f"| {name} | {row['mean']:.1f} | {row['an hour']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}) |")
+    about = f"{found['epochs']:,.0f} epochs in {found['minutes']:.0f} minutes; the first five are not counted."
+    charts = [
+        "![MiB of memory over the minutes](images/hour_memory.svg)",
+        "![Processor milliseconds of a step over the minutes](images/hour_step.svg)",
+    ]
+    return "\n".join([*lines, "", about, "", *charts])
+
+
 TABLES: tuple[Callable[[], str], ...] = (
     demo,
     first_hour,
@@ -206,4 +230,5 @@ TABLES: tuple[Callable[[], str], ...] = (
     local_memory,
     clusters,
     memory,
+    hour,
 )

@@ -1,4 +1,4 @@
-"""Writes what is generated in README.md and docs/: tables from committed results, settings from their specs, help texts.
+"""Writes what is generated in README.md and docs/: tables and charts from committed results, settings from their specs, help texts.
 
     python docs/write.py [--check]
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 import parts
+import pictures
 import studies
 import tables
 from click.testing import CliRunner
@@ -114,6 +115,13 @@ def main() -> int:
             stale.append(str(page.relative_to(ROOT)))
             if "--check" not in sys.argv:
                 page.write_text(new)
+    for draw in pictures.PICTURES:
+        path, new = ROOT / "docs" / "images" / f"{draw.__name__}.svg", draw()
+        if new and (not path.exists() or path.read_text() != new):
+            stale.append(str(path.relative_to(ROOT)))
+            if "--check" not in sys.argv:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(new)
     print("\n".join(stale) or "everything is up to date")
     return int("--check" in sys.argv and bool(stale))
 

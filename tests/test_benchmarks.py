@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -81,3 +82,36 @@ def test_a_turned_view_costs_what_a_view_costs(counted: dict[str, int]) -> None:
 def test_four_small_crops_cost_as_many_pixels(counted: dict[str, int]) -> None:
     """Four of 16 px have half the pixels of two of 32 px."""
     assert counted["rotation, E-SSL's small crop"] / counted["nothing"] == pytest.approx(1.5, rel=0.05)
+
+
+# ---- an hour of training -------------------------------------------------------------------------
+def test_what_grows_in_an_hour_is_found_with_its_rate_and_what_does_not_is_not() -> None:
+    """Made samples: 30 MiB and 2 files an hour more, 100 ms a step by the clock and 150 by the processor, noise on the memory; the start is dear."""
+    from benchmarks.hour import growth, rates
+
+    noise, samples = torch.randn(400, generator=generator(0, "noise")).tolist(), []
+    for i, extra in enumerate(noise):
+        t = 10.0 * i
+        memory = 300 + (500 if t < 300 else 0) + 30 * t / 3600 + extra
+        samples.append({"seconds": t, "memory": memory, "files": 20 + 2 * t / 3600, "threads": 9, "step": 10 * t, "trained": t, "processor": 1.5 * t})
+    found = growth(rates(samples))
+    assert abs(found["memory"]["an hour"] - 30) < 2 and found["memory"]["low"] < 30 < found["memory"]["high"]
+    assert abs(found["files"]["an hour"] - 2) < 1e-6 and abs(found["threads"]["an hour"]) < 1e-9
+    assert abs(found["clock step"]["mean"] - 100) < 1e-6 and abs(found["processor step"]["mean"] - 150) < 1e-6
+    assert abs(found["clock step"]["an hour"]) < 1e-6
+
+
+def test_a_sample_counts_a_process_and_what_it_started() -> None:
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("the system does not say what memory no file backs")
+    from benchmarks.hour import sample
+
+    code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(); sys.stdin.readline(); p.kill(); p.wait()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as family:
+        assert family.stdout and family.stdin
+        family.stdout.readline()
+        alone, both = sample(family.pid), 2
+        assert (alone["processes"], alone["threads"]) == (both, both) and alone["files"] >= 6 and 1 < alone["memory"] < 60
+        family.stdin.write(b"\n")
+        family.stdin.flush()
+        family.wait()

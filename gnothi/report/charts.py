@@ -156,7 +156,14 @@ def over_one_x(lines: Sequence[tuple[str, Sequence[float], Sequence[Sequence[flo
 
 
 def line_chart(
-    x: Sequence[float], curves: Sequence[Curve], *, x_name: str, label: str, x_range: tuple[float, float] | None = None, log: bool = False
+    x: Sequence[float],
+    curves: Sequence[Curve],
+    *,
+    x_name: str,
+    label: str,
+    x_range: tuple[float, float] | None = None,
+    log: bool = False,
+    zero: bool = False,
 ) -> Markup:
     """Draw curves over a shared x.
 
@@ -167,12 +174,13 @@ def line_chart(
         label: what a screen reader says.
         x_range: ends of the horizontal axis; those of ``x`` by default.
         log: a logarithmic vertical axis; values must be positive.
+        zero: the vertical axis shows 0 too.
 
     Returns:
         An ``<svg>``; its ``data-chart`` attribute holds the numbers for the read-out.
     """
     bounds = [v for c in curves for part in (c.y, c.low, c.high) if part is not None for v in part]
-    down, marks = y_axis(bounds, log)
+    down, marks = y_axis([0.0, *bounds] if zero else bounds, log)
     first, last = x_range or (x[0], x[-1])
     across = Axis(first, last if last > first else first + 1, LEFT, RIGHT)
     parts = [_y_marks(down, marks), _x_marks(across, x_name)]
