@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import parts
 import pictures
+import projects
 import studies
 import tables
 from click.testing import CliRunner
@@ -92,9 +93,8 @@ def reading() -> str:
     return f"{len(counts)} files and {sum(counts.values()):,} lines: " + ", ".join(f"{k} ({v})" for k, v in counts.items()) + "."
 
 
-WRITERS: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (*tables.TABLES, *studies.STUDIES, settings, recipes, view_recipes, verbs, files, reading, *parts.PARTS)
-}
+OWN = (settings, recipes, view_recipes, verbs, files, reading)
+WRITERS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*tables.TABLES, *studies.STUDIES, *OWN, *parts.PARTS, *projects.TABLES)}
 
 
 def written(text: str) -> str:

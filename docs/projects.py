@@ -1,0 +1,58 @@
+"""Tables of the example projects, from the results that examples/ left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tables import ROOT, interval
+
+Row = dict[str, Any]
+PROJECTS = ("blood_cells", "flowers", "fashion", "microscopy")
+METRICS = {"knn": "k-NN", "linear": "a linear classifier"}
+
+
+def project(name: str) -> Callable[[], str]:
+    """A writer of what an example measured, and in words what stands apart from the trained network."""
+    file = ROOT / "examples" / "results" / f"{name}.json"
+
+    def write() -> str:
+        return told(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else "Not run yet."
+
+    write.__name__ = name
+    return write
+
+
+def told(found: dict[str, Any]) -> str:
+    rows, run, images = found["results"], found["run"], found["data"]
+    lines = ["| encoder | k-NN | linear | linear, less trained |", "|---|---|---|---|"]
+    for encoder in dict.fromkeys(r["encoder"] for r in rows):
+        of = {r["metric"]: r for r in rows if r["encoder"] == encoder}
+        lines.append(f"| {encoder} | {interval(of.get('knn'))} | {interval(of['linear'])} | {difference(of['linear'])} |")
+    shape, kinds = " x ".join(map(str, images["train"]["first"])), len(images["test"]["labelled"])
+    trained = f"{run['n']:,} images of {shape} ({images['train']['dtype']}) trained {run['method']} on {run['backbone']}"
+    length = f"{run['asked']['training']['epochs']:g} epochs, {run['steps']:,} steps of {run['size']} px, {run['seconds'] / 60:.1f} minutes"
+    asked = f"{rows[0]['n']:,} others of {kinds} classes were asked. 95 % intervals over test images, one seed, last epoch."
+    about = f"{trained} for {length} of {run['threads']} thread{'s' * (run['threads'] > 1)}; verdict: {run['verdict']}. {asked}"
+    return "\n".join([*lines, "", about, "", *(f"- {apart(metric, rows)}" for metric in METRICS)])
+
+
+def difference(row: Row) -> str:
+    pair = row["details"].get("paired")
+    return "" if pair is None else f"{pair['value']:+.3f} ({pair['low']:+.3f} to {pair['high']:+.3f})"
+
+
+def apart(metric: str, rows: Sequence[Row]) -> str:
+    """Who is below the trained network, level with it or above it, by the interval of the difference."""
+    pairs = {r["encoder"]: r["details"]["paired"] for r in rows if r["metric"] == metric and "paired" in r["details"]}
+    below = [name for name, pair in pairs.items() if pair["high"] < 0]
+    above = [name for name, pair in pairs.items() if pair["low"] > 0]
+    level = [name for name in pairs if name not in below + above]
+    said = [
+        f"{words} {', '.join(names)}" for words, names in (("below it:", below), ("not told apart from it:", level), ("above it:", above)) if names
+    ]
+    return f"Against the trained network, by {METRICS[metric]}: {'; '.join(said)}."
+
+
+TABLES: tuple[Callable[[], str], ...] = tuple(map(project, PROJECTS))
