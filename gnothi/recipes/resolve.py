@@ -162,6 +162,8 @@ def _check(full: RunSpec, n: int, device: torch.device) -> None:
     share = t.accumulate * distributed.world()
     if t.batch % share:
         raise SettingError(f"training.batch must be a multiple of training.accumulate times the number of processes, {share}, got {t.batch}")
+    if t.recompute and t.compile:
+        raise SettingError("training.recompute must be false with training.compile, which decides by itself what to compute twice; got true")
     if t.precision == "bf16" and not _has_bf16(device):
         raise SettingError(f"training.precision=bf16: this {device.type} has no bf16 arithmetic; fp32 works")
 

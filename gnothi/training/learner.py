@@ -63,7 +63,7 @@ class Learner:
         if spec.channels_last:
             objective.to(memory_format=torch.channels_last)
         self.optimiser = optimisers.build(optimiser, objective, objective.method.groups())
-        self.module: Any = parallel.wrap(objective, spec.compile)
+        self.module: Any = parallel.wrap(objective, spec)
         self.warm_up = to_steps(optimiser.warm_up, per_epoch, total, setting="optimiser.warm_up") / total
         every = {k: getattr(spec, k) for k in ("log_every", "health_every", "evaluate_every", "checkpoint_every")}
         self.every = {k: max(1, to_steps(v, per_epoch, total, setting=f"training.{k}")) for k, v in every.items()}

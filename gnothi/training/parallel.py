@@ -1,4 +1,4 @@
-"""What an objective is wrapped in: compilation, and DDP with BatchNorm over all processes."""
+"""What an objective is wrapped in: recomputation, compilation, and DDP with BatchNorm over all processes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gnothi.distributed import world
 from gnothi.models.batchnorm import synchronise
+from gnothi.models.blocks import recompute
 from gnothi.training.objective import Objective
+from gnothi.training.spec import TrainingSpec
 
 
-def wrap(objective: Objective, compiled: bool) -> nn.Module:
-    """The module that the loop calls: the objective itself on one process."""
-    if compiled:
+def wrap(objective: Objective, spec: TrainingSpec) -> nn.Module:
+    """The module that the loop calls: the objective itself on one process.
+
+    Raises:
+        SettingError: the backbone has no blocks to recompute.
+    """
+    if spec.recompute:
+        recompute(objective.method.backbone)
+    if spec.compile:
         for m in (objective.method.backbone, objective.method.slow):
             if m is not None:
                 m.compile()

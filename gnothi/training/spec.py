@@ -28,6 +28,8 @@ class TrainingSpec(Spec):
     """Memory format of images and convolutions; the faster one nearly everywhere."""
     compile: bool = False
     """Compile the backbone; pays on long runs."""
+    recompute: bool = False
+    """Activation checkpointing: the backbone's blocks keep their inputs only and compute the rest once more for the gradient. Same numbers."""
     plain_statistics: bool = True
     """After the last step, BatchNorm takes its running statistics anew from whole images with their own colours, which is what evaluation shows."""
     threads: int | None = Field(default=None, gt=0, le=4096)

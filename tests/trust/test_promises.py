@@ -41,5 +41,5 @@ def test_every_test_of_trust_stands_in_the_table() -> None:
     bodies = {p: ast.parse(p.read_text(encoding="utf-8")).body for p in files}
     tests = {f"trust/{p.name}::{n.name}" for p, body in bodies.items() for n in body if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")}
     named = {f"{row['file']}::{row['test']}" for row in ROWS}
-    assert tests == named
+    assert tests == {name for name in named if name.startswith("trust/")}
     assert len(ROWS) == len(named) > 50
