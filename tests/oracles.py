@@ -63,6 +63,19 @@ def nt_xent(a: Matrix, b: Matrix, temperature: float) -> float:
     return mean(losses)
 
 
+def simclr(views: Sequence[Matrix], temperature: float) -> float:
+    """NT-Xent of the first two; a local crop finds each of its image's two among all rows of both, but for the other one; all crops weigh alike."""
+    n, rows, terms = len(views[0]), views[0] + views[1], [nt_xent(views[0], views[1], temperature)]
+    for local in views[2:]:
+        losses = []
+        for i, row in enumerate(local):
+            for partner, other in ((i, i + n), (i + n, i)):
+                candidates = [k for k in range(2 * n) if k != other]
+                losses.append(find(row, [rows[k] for k in candidates], candidates.index(partner), temperature))
+        terms.append(mean(losses))
+    return mean(terms)
+
+
 def info_nce(queries: Matrix, keys: Matrix, temperature: float) -> float:
     return mean([find(q, keys, i, temperature) for i, q in enumerate(queries)])
 

@@ -189,11 +189,9 @@ class Layers(Auxiliary):
         return self._say(space, outputs.target, self.target, self.slow)
 
     def _agree(self, space: Space, said: list[Said], targets: Tensor, step: Step) -> Tensor:
-        if self.spec.mask_own_view or not isinstance(space, SimCLRSpace):
-            return space.agree(said, targets, step)
-        rows = torch.cat([s.prediction for s in said])  # [2B, P]
-        own = torch.arange(len(rows), device=rows.device)
-        return space.match(rows, targets, index=own.roll(-len(said[0].projection)), step=step)
+        if isinstance(space, SimCLRSpace):
+            return space.agree(said, targets, step, mask=self.spec.mask_own_view)
+        return space.agree(said, targets, step)
 
     def after_step(self, method: Method, carry: Carry, step: Step) -> None:
         """Move the slow twin of a hidden target's head."""

@@ -71,13 +71,13 @@ def speak(space: Space, online: Tokens, target: Tokens) -> tuple[list[Said], lis
 
 @match_patches.register
 def _(space: SimCLRSpace, online: Tokens, target: Tokens, partners: list[Partners], step: Step) -> tuple[list[Tensor], Carry]:
-    """The candidates are all patches of all global crops but itself, as those of a view are all views but itself."""
+    """The candidates are all patches of all global crops but itself, as those of a view are all views but itself; none is a local crop's patch."""
     said, _ = speak(space, online, [])
     sizes = [len(s.projection) for s in said]
     known = space.targets(said[: len(target)], step)
     values = []
     for p in partners:
-        own = torch.arange(sizes[p.crop], device=known.device) + sum(sizes[: p.crop])
+        own = torch.arange(sizes[p.crop], device=known.device) + sum(sizes[: p.crop]) if p.crop < len(target) else None
         index = p.rows(target[p.target].shape[1]) + sum(sizes[: p.target])
         values.append(space.match(said[p.crop].prediction, known, index=index, weight=p.weight.flatten(), exclude=own, step=step))
     return values, Carry()

@@ -52,14 +52,17 @@ class SimCLRSpace(Space):
         rows = contrast_rows(predictions, targets, index + first, self.spec.temperature, exclude, decoupled=self.spec.decoupled)
         return weighted_mean(rows, weight)
 
-    def agree(self, said: list[Said], targets: Tensor, step: Step) -> Tensor:
-        """Both views against all views but themselves; views [a, b], so the partner of row i is row i + B."""
-        rows = torch.cat([s.prediction for s in said])  # [2B, P]
+    def agree(self, said: list[Said], targets: Tensor, step: Step, mask: bool = True) -> Tensor:
+        """Both views [a, b] against all views but themselves (where ``mask``); a local crop against both, but for its image's other one."""
+        rows = torch.cat([s.prediction for s in said[:2]])  # [2B, P]
         own = torch.arange(len(rows), device=rows.device)
-        return self.match(rows, targets, index=own.roll(-len(said[0].projection)), exclude=own, step=step)
+        partner = own.roll(-len(said[0].projection))
+        terms = [self.match(rows, targets, index=partner, exclude=own if mask else None, step=step)]
+        terms += [self.match(s.prediction.repeat(2, 1), targets, index=own, exclude=partner, step=step) for s in said[2:]]
+        return torch.stack(terms).mean()
 
 
 class SimCLR(Method):
     """Two views, a projector, NT-Xent."""
 
-    name, space_type, multi_crop, accumulates = "simclr", SimCLRSpace, False, False
+    name, space_type, accumulates = "simclr", SimCLRSpace, False

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from gnothi.contracts import SettingError
 from gnothi.methods import METHODS
 from gnothi.recipes.spec import ViewSettings, mistake
-from gnothi.recipes.views import named
+from gnothi.recipes.views import named, small
 from gnothi.views.batches import ViewsSpec
 from gnothi.views.crops import CropSpec
 from gnothi.views.photometric import check
@@ -168,22 +168,20 @@ def crops(settings: ViewSettings, method: str, channels: int) -> ViewsSpec:
             raise SettingError(f"views.local must be 0 for {method}, which takes no local crops, got {settings.local}; {able} do")
         local = ()
     if settings.local is not None and settings.local != len(local):
-        if settings.local and not local:
-            raise SettingError(f'views.local={settings.local}: the view recipe "{settings.recipe}" has no local crops; "dino" and "swav" have')
-        local = local[:1] * settings.local
+        local = (local or (small(views),))[:1] * settings.local
     views = ViewsSpec(
         global_crops=tuple(_change(c, settings, area=settings.area) for c in views.global_crops),
-        local_crops=tuple(_change(c, settings) for c in local),
+        local_crops=tuple(_change(c, settings, area=settings.local_area, size=settings.local_size) for c in local),
     )
     for crop in (*views.global_crops, *views.local_crops):
         check(crop.photometric, channels)
     return views
 
 
-def _change(crop: CropSpec, settings: ViewSettings, area: tuple[float, float] | None = None) -> CropSpec:
+def _change(crop: CropSpec, settings: ViewSettings, area: tuple[float, float] | None = None, size: int | None = None) -> CropSpec:
     colours = {k: getattr(settings, k) for k in ("jitter", "brightness", "contrast", "saturation", "hue", "grey", "blur", "solarise")}
     photometric = {**crop.photometric.model_dump(), **{k: v for k, v in colours.items() if v is not None}}
-    own = {"area": area, "flip": settings.flip, "turns": settings.turns, "photometric": photometric}
+    own = {"area": area, "size": size, "flip": settings.flip, "turns": settings.turns, "photometric": photometric}
     try:
         return CropSpec.model_validate({**crop.model_dump(), **{k: v for k, v in own.items() if v is not None}})
     except ValidationError as error:

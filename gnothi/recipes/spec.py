@@ -55,6 +55,10 @@ class ViewSettings(Spec):
     """Side of the global crops in pixels. None: by a rule, from the images' sizes."""
     local: int | None = Field(default=None, ge=0, le=256)
     """How many local crops. None: the recipe's."""
+    local_size: int | None = Field(default=None, gt=0, le=32768)
+    """Side of the local crops in pixels. None: the recipe's, or about half of `views.size`."""
+    local_area: tuple[float, float] | None = None
+    """Part of the image's area that a local crop covers, smallest and largest. None: the recipe's, or 5 to 40 %."""
     area: tuple[float, float] | None = None
     """Part of the image's area that a global crop covers, smallest and largest. None: the recipe's."""
     flip: float | None = Field(default=None, ge=0, le=1)

@@ -119,6 +119,12 @@ def named(name: str, size: int) -> ViewsSpec:
     return VIEWS[name](size)
 
 
+def small(views: ViewsSpec) -> CropSpec:
+    """The local crop of a recipe that has none: 5 to 40 % of the area, with the colours of its first crop."""
+    first = views.global_crops[0]
+    return first.model_copy(update={"size": _local_size(first.size), "area": (0.05, 0.4)})
+
+
 def _colours(jitter: tuple[float, float, float, float], *, grey: float = 0.2, blur: float = 0.0, solarise: float = 0.0) -> PhotometricSpec:
     brightness, contrast, saturation, hue = jitter
     return PhotometricSpec(

@@ -81,7 +81,8 @@ def loop(objective: Objective, views: Views, at: Step, block: int | None, mask: 
                 own, partner = view * n + i, (1 - view) * n + i
                 kept = [k for k in range(2 * n) if k != own or not mask]
                 losses.append(oracles.find(z[view][i], [candidates[k] for k in kept], kept.index(partner), spec.temperature))
-        return oracles.mean(losses)
+        small = [oracles.simclr([*targets, x], spec.temperature) * 2 - oracles.nt_xent(*targets, spec.temperature) for x in z[2:]]
+        return oracles.mean([oracles.mean(losses), *small])
     if method.name == "barlow":
         return oracles.mean([oracles.barlow(a, b, spec.trade_off) for a, b in oracles.pairs(z, targets)])
     if method.name == "vicreg":

@@ -86,7 +86,7 @@ def pair(name, space, spec, now, z, slow, v, g, matches, n) -> float:
         first, to = v * len(rows), g * len(plain(z[0]))
         each = []
         for i, j in enumerate(index):
-            left = [k for k in range(len(every)) if k != first + i]
+            left = [k for k in range(len(every)) if k != first + i or v > 1]
             each.append(oracles.find(rows[i], [every[k] for k in left], left.index(to + j), spec.temperature))
     elif name == "moco":
         asked, keys = plain(space.head.predictor(z[v])), plain(slow[g])

@@ -29,7 +29,7 @@ def expected(method: Method, views: Views, step: Step) -> float:
     z = [projections(method, i) for i in views.images]
     matrices: list[Matrix] = [plain(x) for x in z]
     if name == "simclr":
-        return oracles.nt_xent(matrices[0], matrices[1], spec.temperature)
+        return oracles.simclr(matrices, spec.temperature)
     if name == "barlow":
         return oracles.barlow(matrices[0], matrices[1], spec.trade_off)
     if name == "vicreg":

@@ -146,9 +146,16 @@ def test_the_number_of_local_crops_may_be_chosen(n: int) -> None:
     assert len(crops(ViewSettings(recipe="dino", size=96, local=n), "dino", 3).local_crops) == n
 
 
-def test_local_crops_need_a_recipe_that_has_them() -> None:
-    with pytest.raises(SettingError, match='the view recipe "simclr" has no local crops; "dino" and "swav" have'):
-        crops(ViewSettings(recipe="simclr", size=96, local=2), "dino", 3)
+@pytest.mark.parametrize(("size", "side"), [(32, 16), (96, 48), (224, 96)])
+def test_a_recipe_without_local_crops_gives_small_ones_in_the_colours_of_its_first(size: int, side: int) -> None:
+    found = crops(ViewSettings(recipe="byol", size=size, local=3), "dino", 3)
+    assert [(c.size, c.area, c.photometric) for c in found.local_crops] == [(side, (0.05, 0.4), found.global_crops[0].photometric)] * 3
+
+
+def test_the_side_and_area_of_local_crops_may_be_chosen_and_global_ones_stay() -> None:
+    plain, changed = (crops(ViewSettings(recipe="dino", size=96, **c), "dino", 3) for c in ({}, {"local_size": 72, "local_area": (0.2, 0.6)}))
+    assert {(c.size, c.area) for c in changed.local_crops} == {(72, (0.2, 0.6))} and changed.global_crops == plain.global_crops
+    assert len(changed.local_crops) == len(plain.local_crops)
 
 
 def test_a_changed_operation_changes_every_crop_and_an_area_the_global_ones_only() -> None:
