@@ -42,6 +42,8 @@ NOW: dict[str, dict[str, Any]] = {
 ROTATED = {"auxiliary.rotation.weight": 0.4, "auxiliary.rotation.views": [0], "auxiliary.rotation.reduction": "mean"}
 CROPS = {"training.plain_statistics": False}
 """BatchNorm as training leaves it: arms before there was another choice."""
+MORE = {"views.local": 2, "views.local_area": [0.08, 1.0]}
+"""Two crops more, of the whole range of areas."""
 TRIED: dict[str, list[dict[str, Any]]] = {
     "byol": [
         {"method.momentum": 0.9, **CROPS},
@@ -54,6 +56,8 @@ TRIED: dict[str, list[dict[str, Any]]] = {
         {"method.decoupled": True},
         {"training.precision": "fp32"},
         {"method.decoupled": True, "views.area": [0.2, 1.0]},
+        {"method.decoupled": True, **MORE, "views.local_size": 24},
+        {"method.decoupled": True, **MORE, "views.local_size": 32},
     ],
     "moco": [{"method.momentum": 0.9}],
     "simsiam": [{"optimiser.lr": 0.12}],
