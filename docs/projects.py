@@ -1,4 +1,4 @@
-"""Tables of the example projects, from the results that examples/ left."""
+"""Tables of the example projects, from the results that examples/ left; and of the first hour with others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tables import ROOT, interval
+from tables import ROOT, interval, results
 
 Row = dict[str, Any]
 PROJECTS = ("blood_cells", "flowers", "fashion", "microscopy")
@@ -55,4 +55,44 @@ def apart(metric: str, rows: Sequence[Row]) -> str:
     return f"Against the trained network, by {METRICS[metric]}: {'; '.join(said)}."
 
 
-TABLES: tuple[Callable[[], str], ...] = tuple(map(project, PROJECTS))
+# ---- beside peers --------------------------------------------------------------------------------
+ROUTES = {
+    "lightly-magic": "lightly's command line, its own network (a ResNet-18 without strides in the stem), batches of 16",
+    "script": "lightly in a script, torchvision's ResNet-18, batches of 128; with k-NN of two networks",
+    "gnothi resnet18": "`gnothi train` with that ResNet-18; with its checkpoints, verdict and page",
+    "gnothi": "`gnothi train` as it comes: a micro ResNet; with its checkpoints, verdict and page",
+}
+
+
+def peers_times() -> str:
+    """An epoch of whole processes, and what each leaves."""
+    found = results("peers")
+    if not found:
+        return "Not run yet."
+    lines = ["| way | an epoch | files it leaves |", "|---|---|---|"]
+    lines += [f"| {ROUTES[name]} | {row['seconds']:.0f} s | {len(row['left'])} |" for name, row in found["timed"].items()]
+    loads = [row["load"] for row in found["timed"].values()]
+    about = f"{found['images']} flowers, 64 pixels, one thread of a machine that others used too (load {min(loads):g} to {max(loads):g})"
+    return "\n".join([*lines, "", f"{about}; start of the process included; lightly {found['lightly']}."])
+
+
+def peers_lines() -> str:
+    """Statements to write, counted in the files that are quoted."""
+    found = results("peers")
+    if not found:
+        return "Not run yet."
+    lines = found["lines"]
+    return f"Lines of Python, counted as statements: {lines['lightly']} in the script with lightly, {lines['gnothi']} in the README's block."
+
+
+def peers_hour() -> str:
+    """How many commands the first hour has here, and how long they took."""
+    found = results("first_hour")
+    if not found:
+        return "Not run yet."
+    minutes = [c["seconds"] / 60 for c in found["commands"]]
+    learning = sum(m for m, c in zip(minutes, found["commands"], strict=True) if c["command"].startswith("gnothi train"))
+    return f"{len(minutes)} commands and {sum(minutes):.0f} minutes in all, {learning:.0f} of them training, on {found['cores']} cores."
+
+
+TABLES: tuple[Callable[[], str], ...] = (*map(project, PROJECTS), peers_times, peers_lines, peers_hour)
