@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import gnothi
-from gnothi.contracts import DataError, EncoderError, Pixels, RunError, SettingError, Source
+from gnothi.contracts import DataError, EncoderError, Encoding, Pixels, RunError, SettingError, Source
 from gnothi.data import open as open_data
 from gnothi.data.folder import printable
 from gnothi.encoders import Encoder, load
@@ -138,7 +138,7 @@ def _free(to: Path) -> None:
 def _is_export(folder: Path) -> bool:
     for name in ("config.json", "ensemble.json"):
         try:
-            return json.loads((folder / name).read_text()).get("format") == "gnothi-export"
+            return bool(json.loads((folder / name).read_text()).get("format") == "gnothi-export")
         except (OSError, ValueError, AttributeError):
             continue
     return False
@@ -346,7 +346,8 @@ class Preprocessed(nn.Module):
         height, width = images.shape[2], images.shape[3]
         side = torch.minimum(torch.scalar_tensor(height), torch.scalar_tensor(width))
         x = self._weights(height, side) @ (images.float() @ self._weights(width, side).T)
-        return self.backbone(self.pixels.normalise(self.pixels.unit(x))).pooled
+        said: Encoding = self.backbone(self.pixels.normalise(self.pixels.unit(x)))
+        return said.pooled
 
 
 class Whole(nn.Module):
@@ -357,7 +358,8 @@ class Whole(nn.Module):
         self.members, self.combined = nn.ModuleList(members), combined
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.combined([member(images) for member in self.members])
+        vectors: Tensor = self.combined([member(images) for member in self.members])
+        return vectors
 
 
 def _write_onnx(path: Path, model: nn.Module, network: NetworkEncoder, pixels: Pixels) -> None:

@@ -54,4 +54,4 @@ def expand(seeds: Tensor, count: int) -> Tensor:
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
     x = x ^ ((x >> 31) & ((1 << 33) - 1))
     bits = 24 if seeds.device.type == "mps" else 53
-    return ((x >> (64 - bits)) & ((1 << bits) - 1)).to(torch.float32 if bits == 24 else torch.float64) / 2**bits
+    return ((x >> (64 - bits)) & ((1 << bits) - 1)).to(torch.float32 if bits == 24 else torch.float64) / (1 << bits)

@@ -285,4 +285,5 @@ class Jigsaw(Auxiliary):
 
     def logits(self, method: Method, tiles: Tensor) -> Tensor:
         """[B, T, C, H, W] -> [B, N]."""
-        return self.name_it(self.said(method, tiles).flatten(1))
+        logits: Tensor = self.name_it(self.said(method, tiles).flatten(1))
+        return logits

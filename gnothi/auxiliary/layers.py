@@ -82,7 +82,8 @@ class Exit(nn.Module):
 
     def forward(self, features: Tensor) -> Said:
         """[B, D] -> projection [B, P] and prediction [B, Q]."""
-        return self.head(self.norm(features))
+        said: Said = self.head(self.norm(features))
+        return said
 
 
 class Layers(Auxiliary):

@@ -145,7 +145,8 @@ def reach(student: Frame, teacher: Frame) -> Tensor:
 def apart(student: Frame, teacher: Frame, index: Tensor) -> Tensor:
     """Distance of each student's centre from that of a chosen patch of the teacher's: index [B, Ns] -> [B, Ns] in source pixels."""
     chosen = centres(teacher).gather(1, index[..., None].expand(-1, -1, 2))
-    return (centres(student) - chosen).norm(dim=-1)
+    distances: Tensor = (centres(student) - chosen).norm(dim=-1)
+    return distances
 
 
 # ---- by what they say ---------------------------------------------------------------------------

@@ -213,4 +213,5 @@ class Rotation(Auxiliary):
         if self.spec.on == "projector":
             with batch_statistics(method.space.head, statistics):
                 features = method.space.say([features])[0].projection
-        return self.head(features)
+        logits: Tensor = self.head(features)
+        return logits

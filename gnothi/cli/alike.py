@@ -11,7 +11,7 @@ PATHS = {"DATA", "ENCODER", "TEACHER", "IMAGE", "FEATURES|DATA", "RUN", "FOLDER"
 """Words of the help that stand for something that may be a path."""
 
 
-class Place(click.ParamType):
+class Place(click.ParamType[str]):
     """Text that may be a path."""
 
     name = "text"

@@ -18,6 +18,7 @@ from gnothi.comparison.start import RESULTS, Say
 from gnothi.contracts import RunError
 from gnothi.files import write_text
 from gnothi.recipes.spec import merge
+from gnothi.training.lock import owned
 from gnothi.training.progress import Silent, duration
 from gnothi.training.signals import Interrupted
 
@@ -105,7 +106,7 @@ def compare(
     start.check(asked)
     found, folder = arms(methods, auxiliaries, asked["settings"], asked["vary"]), Path(out)
     record = start.begun(folder, asked, found) or start.begin(asked, found, say, quiet)
-    with pretrain.owned(folder):
+    with owned(folder):
         return _run(folder, record, say, quiet)
 
 

@@ -63,7 +63,7 @@ def begun(folder: Path, asked: Mapping[str, Any], arms: Sequence[Arm]) -> dict[s
             raise SettingError(f"--out {folder} holds {others[0]} and no comparison; give it a folder of its own")
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         before, fingerprint = spec.flat(record["asked"]), record["data"]["fingerprint"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingError(f"{path} is not a comparison's ({type(error).__name__}); --out takes another folder") from None
@@ -113,7 +113,9 @@ def begin(asked: Mapping[str, Any], arms: Sequence[Arm], say: Say, quiet: bool =
     counts = f"{counted_as(len(arms) * seeds, 'run')} ({counted_as(len(arms), 'arm')}, {counted_as(seeds, 'seed')})"
     say(f"{counts}: about {duration(seeds * whole)} of training in all")
     protocol = [*table.protocol(seeds), *([SEEN] if _seen(asked) else [])]
-    return _plain({"gnothi": gnothi.__version__, "asked": asked, "data": source, "protocol": protocol, "arms": found, "runs": [], "table": []})
+    record = {"gnothi": gnothi.__version__, "asked": asked, "data": source, "protocol": protocol, "arms": found, "runs": [], "table": []}
+    kept: dict[str, Any] = _plain(record)
+    return kept
 
 
 def _seen(asked: Mapping[str, Any]) -> bool:

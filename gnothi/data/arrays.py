@@ -107,7 +107,7 @@ class Subset(Source):
         return hashlib.sha256(self.source.fingerprint().encode() + self.rows.tobytes()).hexdigest()[:16]
 
 
-def finish(digest: Any, source: Source) -> str:
+def finish(digest: hashlib._Hash, source: Source) -> str:
     """Add labels, classes and groups to a digest of the images, and shorten it to 16 hexadecimal digits."""
     for part in (source.labels, source.groups):
         digest.update(b"none" if part is None else repr(part.tolist()).encode())

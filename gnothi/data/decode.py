@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from gnothi.contracts import DataError
 from gnothi.data import tiff
@@ -146,7 +146,7 @@ def _reading(path: str | bytes) -> Iterator[tuple[BinaryIO, bytes]]:
             yield file, start
     except (DataError, MemoryError):
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DataError("is not an image, or broken from its first bytes on") from error
     except Exception as error:  # noqa: BLE001 - decoders of broken files raise anything
         said = " ".join(str(error).split()) or type(error).__name__

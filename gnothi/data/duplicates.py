@@ -27,7 +27,8 @@ def digest(image: np.ndarray) -> bytes:
 def thumbnail(image: np.ndarray) -> np.ndarray:
     """Mean over channels and over the cells of an 8 x 9 grid: [C, H, W] -> [8, 9] float32. A cell takes its exact share of a pixel on its edge."""
     _, height, width = image.shape
-    return (_cells(ROWS, height) @ image.astype(np.float32).mean(0) @ _cells(COLUMNS, width).T).astype(np.float32)
+    means: np.ndarray = (_cells(ROWS, height) @ image.astype(np.float32).mean(0) @ _cells(COLUMNS, width).T).astype(np.float32)
+    return means
 
 
 def hashes(thumbnails: np.ndarray) -> np.ndarray:
@@ -107,4 +108,5 @@ def _cells(cells: int, size: int) -> np.ndarray:
     """[cells, size] weights of an area mean; rows sum to 1."""
     edges = np.linspace(0, size, cells + 1)
     low, high = np.maximum(edges[:-1, None], np.arange(size)), np.minimum(edges[1:, None], np.arange(size) + 1)
-    return (np.maximum(high - low, 0) * cells / size).astype(np.float32)
+    weights: np.ndarray = np.maximum(high - low, 0) * cells / size
+    return weights.astype(np.float32)

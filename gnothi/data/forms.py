@@ -103,7 +103,8 @@ def _channels(image: np.ndarray, form: Form, layout: Layout) -> np.ndarray:
         return np.repeat(image, 3, axis=2)
     if form.colour == "rgb" and layout.channels == 1 and layout.asked:
         luma = image @ LUMA
-        return (luma if image.dtype == np.float32 else np.rint(luma)).astype(image.dtype)[..., None]
+        whole: np.ndarray = luma if image.dtype == np.float32 else np.rint(luma)
+        return whole.astype(image.dtype)[..., None]
     if form.colour == "rgb" and layout.channels == 1:
         raise DataError("is in colour, the images looked at first are all grey; set data.channels=3 to keep colour everywhere, or 1 to have grey")
     raise DataError(f"has {form.channels} channels ({form.stored}), the images of this source have {layout.channels}")

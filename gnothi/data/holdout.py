@@ -56,7 +56,8 @@ def _rows(number: np.ndarray, classes: int, fraction: float, random: torch.Gener
     for c in range(classes):
         own = shuffled[number[shuffled] == c]
         place[own] = np.arange(len(own))
-    return place < take[number]
+    taken: np.ndarray = place < take[number]
+    return taken
 
 
 def _groups(groups: np.ndarray, number: np.ndarray, classes: int, fraction: float, random: torch.Generator) -> np.ndarray:

@@ -67,7 +67,7 @@ class Remote:
         with _ask(self.where, {"Range": f"bytes={offset}-{offset + size - 1}"}) as answer:
             if answer.status != 206 or _total(answer) != self.size or _stamp(answer) != self.stamp:
                 raise DataError("is another file by now than it was when it was opened")
-            data = answer.read(size + 1)
+            data: bytes = answer.read(size + 1)
         if len(data) != size:
             raise http.client.IncompleteRead(data, size - len(data))
         return data

@@ -100,7 +100,8 @@ def _kind(page: Any, channels: int) -> tuple[str, int, bool]:
 
 def _meaning(page: Any, raw: np.ndarray, channels: int) -> np.ndarray:
     if page.photometric == PALETTE:
-        return (page.colormap[:, raw[..., 0]] >> 8).astype(np.uint8).transpose(1, 2, 0)
+        colours: np.ndarray = page.colormap[:, raw[..., 0]] >> 8
+        return colours.astype(np.uint8).transpose(1, 2, 0)
     bits = page.bitspersample if isinstance(page.bitspersample, int) else page.bitspersample[0]
     image = kept_type(raw, "pixels")
     if image.dtype == np.uint8 and bits in (2, 4):

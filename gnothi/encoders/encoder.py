@@ -196,7 +196,8 @@ def _folder(name: str, device: torch.device) -> Encoder:
     path = Path(folder).expanduser()
     for file, (module, loader) in FOLDERS.items():
         if (path / file).is_file():
-            return getattr(import_module(module), loader)(name, path, marks, device)
+            encoder: Encoder = getattr(import_module(module), loader)(name, path, marks, device)
+            return encoder
     if path.is_dir():
         raise EncoderError(
             f"{folder} is neither a run (it has no spec.json) nor an exported encoder (it has no config.json) "

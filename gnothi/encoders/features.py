@@ -76,7 +76,7 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     if not (path.is_file() and about.is_file()):
         return None
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         if vectors.shape == shape and vectors.dtype == np.float32 and digest(path) == json.loads(about.read_text())["digest"]:
             return vectors
     except (ValueError, KeyError, TypeError, RecursionError, MemoryError, OSError, EOFError):

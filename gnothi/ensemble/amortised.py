@@ -45,7 +45,8 @@ class Amortiser:
         """[N, D_j] a member to [N, r], with gradients for the network."""
         first = self.linear.transform(features)
         seen = [first.new_zeros(len(first), len(s.mean)) if x is None else s(x) for x, s in zip(features, self.targets, strict=True)]
-        return first + self.network(self.scale * torch.cat(seen, dim=1))
+        moved: Tensor = self.network(self.scale * torch.cat(seen, dim=1))
+        return first + moved
 
     @torch.no_grad()
     def transform(self, features: Sequence[Tensor | None]) -> Tensor:

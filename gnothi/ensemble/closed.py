@@ -247,7 +247,8 @@ def procrustes(features: Features, spec: ProcrustesSpec) -> Linear:
 def _rotation(cross: Tensor) -> Tensor:
     """[D, r] to the nearest matrix with orthonormal rows or columns (Schoenemann 1966)."""
     u, _, v = torch.linalg.svd(cross, full_matrices=False)
-    return u @ v
+    rotation: Tensor = u @ v
+    return rotation
 
 
 def _central(products: Tensor, parts: Sequence[slice]) -> int:

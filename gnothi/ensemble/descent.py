@@ -134,7 +134,7 @@ class Descent:
         with torch.inference_mode(False):
             features = [None if x is None else torch.cat([x, x[-1:].expand(max(0, FEWEST - n), -1)]) for x in features]
             targets = [None if x is None else s(x) for x, s in zip(features, self.targets, strict=True)]
-            codes = self.start.transform(features)
+            codes: Tensor = self.start.transform(features)
             rows = OPTIMISERS[self.spec.optimiser](codes, self.rate, self.spec.eps)
             for k in range(steps):
                 rate = 1.0 if self.spec.optimiser == "sgd" else cosine(k / steps, 1.0, 0.0)

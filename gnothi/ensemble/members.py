@@ -37,7 +37,8 @@ class Chosen:
         return len(self.rows)
 
     def __getitem__(self, which: slice | np.ndarray) -> np.ndarray:
-        return self.matrix[self.rows[which]]
+        chosen: np.ndarray = self.matrix[self.rows[which]]
+        return chosen
 
 
 Matrix = np.ndarray | Tensor | Chosen
@@ -47,7 +48,8 @@ Features = Sequence[Matrix]
 
 def readable(vectors: Sequence[np.ndarray]) -> np.ndarray:
     """[N] bool: the images that every member could read."""
-    return np.logical_and.reduce([~np.isnan(x[:, 0]) for x in vectors])
+    read: np.ndarray = np.logical_and.reduce([~np.isnan(x[:, 0]) for x in vectors])
+    return read
 
 
 def together(vectors: Sequence[np.ndarray]) -> tuple[Features, np.ndarray]:
@@ -134,7 +136,8 @@ def spectrum(features: Features) -> Tensor:
     x = torch.cat([unit(f, slice(None)).double() for f in features], dim=1)
     x = x - x.mean(0)
     products = x @ x.T if len(x) < x.shape[1] else x.T @ x
-    return torch.linalg.eigvalsh(products).flip(0).clamp(min=0) / len(x)
+    values: Tensor = torch.linalg.eigvalsh(products)
+    return values.flip(0).clamp(min=0) / len(x)
 
 
 def exponent(codes: Tensor, spectrum: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +58,8 @@ def evened(values: Tensor) -> Tensor:
     if d & (d - 1) == 0:
         from scipy.linalg import hadamard
 
-        return torch.from_numpy(hadamard(d)).to(values.dtype) / d**0.5
+        signs: Tensor = torch.from_numpy(hadamard(d))
+        return signs.to(values.dtype) / math.sqrt(d)
     turn, matrix, open_ = torch.eye(d, dtype=values.dtype), torch.diag(values), torch.ones(d, dtype=torch.bool)
     goal = values.mean()
     for _ in range(d - 1):

@@ -53,7 +53,8 @@ def _at(recall: np.ndarray, precision: np.ndarray, steps: np.ndarray) -> np.ndar
 
 
 def _sum(recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    return (np.diff(recall, axis=-1, prepend=0.0) * precision).sum(-1)
+    area: np.ndarray = (np.diff(recall, axis=-1, prepend=0.0) * precision).sum(-1)
+    return area
 
 
 KINDS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -131,4 +132,5 @@ def resampled(rankings: Sequence[Ranking], kind: str, seed: int) -> np.ndarray:
             parts = [counts[i : i + step] for i in range(0, RESAMPLES, step)]
             each.append(np.concatenate([average_precision(r.right, part @ r.positives, kind, part[:, r.images]) for part in parts]))
     values = np.stack(each)  # a resample may hold nothing of a class
-    return np.nansum(values, axis=0) / np.maximum((~np.isnan(values)).sum(0), 1)
+    means: np.ndarray = np.nansum(values, axis=0) / np.maximum((~np.isnan(values)).sum(0), 1)
+    return means

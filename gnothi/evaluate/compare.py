@@ -34,7 +34,8 @@ def _uneven(result: Result) -> bool:
 
 
 def _first(results: Sequence[Result]) -> str:
-    return next(r.details["paired"]["against"] for r in results if "paired" in r.details)
+    name: str = next(r.details["paired"]["against"] for r in results if "paired" in r.details)
+    return name
 
 
 def _difference(result: Result) -> str:

@@ -26,7 +26,7 @@ class _Needs(TorchDispatchMode):
     """Which of the operations so far each tensor needs, and what they cost."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.costs: list[int] = []
         self.needs: dict[int, int] = {}
         """A bit an operation, by the tensor's identity."""

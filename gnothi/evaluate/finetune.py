@@ -189,7 +189,8 @@ class _Job:
         folder = self._folder(f"rate-{rate:g}")
         done = None if folder is None else folder / "tried.json"
         if done is not None and done.exists():
-            return json.loads(done.read_text(encoding="utf-8"))
+            before: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+            return before
         tried = {"setting": rate, "accuracy": 0.0, "cross_entropy": math.log(len(self.rows.names))}
         try:
             scores = _scores(self._train(kept, rate, f"rate-{rate:g}"), self.start, self.part.source, self.part.rows[held])

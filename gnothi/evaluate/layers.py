@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnothi.contracts import Block, EncoderError, SettingError, Source, Want, did_you_mean
+from gnothi.contracts import Block, EncoderError, Encoding, SettingError, Source, Want, did_you_mean
 from gnothi.data import DataSpec
 from gnothi.encoders import Encoder, load
 from gnothi.encoders.encoder import Progress
@@ -67,7 +67,8 @@ class Blocks(Encoder):
 
     @torch.inference_mode()
     def _blocks(self, prepared: Tensor) -> dict[int, Block]:
-        return self.inner.backbone(prepared.to(self.inner.device), Want(patches=self.pool is not None, blocks=self.numbers)).blocks
+        said: Encoding = self.inner.backbone(prepared.to(self.inner.device), Want(patches=self.pool is not None, blocks=self.numbers))
+        return said.blocks
 
     def encode(self, prepared: Tensor) -> Tensor:
         """[B, C, size, size] to the vectors of all columns, [B, dim]."""

@@ -40,7 +40,8 @@ def overlap(a: np.ndarray, b: np.ndarray, crowd: np.ndarray | None = None) -> np
     common = sides.clip(0).prod(-1)
     mine, theirs = (a[:, 2:] - a[:, :2]).prod(-1)[:, None], (b[:, 2:] - b[:, :2]).prod(-1)[None]
     union = mine + theirs - common
-    return common / (union if crowd is None else np.where(crowd, mine, union))
+    shares: np.ndarray = common / (union if crowd is None else np.where(crowd, mine, union))
+    return shares
 
 
 HIT, MISS, NEITHER = 1, 0, -1

@@ -337,7 +337,8 @@ def _resampled(counts: np.ndarray, seed: int) -> np.ndarray:
     n = len(counts)
     rows = torch.randint(n, (RESAMPLES, n), generator=generator(seed, "patches interval")).numpy()
     sums = counts[rows].sum(1)
-    return sums[:, 0] / np.maximum(sums[:, 1], 1e-12)
+    ratios: np.ndarray = sums[:, 0] / np.maximum(sums[:, 1], 1e-12)
+    return ratios
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

@@ -63,12 +63,14 @@ class Predictions:
     @property
     def predicted(self) -> np.ndarray:
         """[M] positions in ``classes``; equal scores go to the first."""
-        return self.scores.argmax(axis=1)
+        best: np.ndarray = self.scores.argmax(axis=1)
+        return best
 
     @property
     def correct(self) -> np.ndarray:
         """[M] bool."""
-        return self.predicted == self.truth
+        right: np.ndarray = self.predicted == self.truth
+        return right
 
 
 @dataclass(frozen=True)

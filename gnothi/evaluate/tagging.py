@@ -100,7 +100,8 @@ class Tagging:
         """Mean average precision (area) of a rate on the held-out rows; 0 where training breaks or there is nothing to find."""
         folder = None if self.folder is None else self.folder / f"rate-{rate:g}"
         if folder is not None and (folder / "tried.json").exists():
-            return json.loads((folder / "tried.json").read_text(encoding="utf-8"))["mAP"]
+            before: float = json.loads((folder / "tried.json").read_text(encoding="utf-8"))["mAP"]
+            return before
         try:
             scores = self._scores(self._train(kept, rate, f"rate-{rate:g}"), self.source, held)
             found = mean_average_precision(ranked_by_class(scores, self.tags[held]), "area")[0] if (self.tags[held] == 1).any() else 0.0
@@ -122,7 +123,8 @@ class Tagging:
 
     def _scores(self, method: Tag, source: Source, rows: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return method.head(self.start.vectors(method.backbone, source, rows)).cpu().numpy()
+            scores: Tensor = method.head(self.start.vectors(method.backbone, source, rows))
+        return scores.cpu().numpy()
 
 
 def ranked_by_class(scores: np.ndarray, tags: np.ndarray) -> list[Ranking]:

@@ -97,7 +97,7 @@ class Classify(Alone):
 
     def rows(self, logits: Tensor, index: Tensor, share: Tensor, smoothing: float) -> Tensor:
         """Cross-entropy of images, the mean over heads: [B, sum of classes], [B, heads, m] twice -> [B]."""
-        parts = logits.split([head.out_features for head in self.heads], 1)  # type: ignore[misc]
+        parts = logits.split([head.out_features for head in self.heads], 1)
         return torch.stack([class_rows(x, index[:, h], share[:, h], smoothing) for h, x in enumerate(parts)]).mean(0)
 
     def loss(self, views: Views, outputs: Outputs, step: Step) -> tuple[dict[str, Tensor], Carry]:
@@ -127,5 +127,5 @@ class Classify(Alone):
         index, share, _ = self._told(source)
         known = share[:, 0].sum(1) > 0
         logits = self.logits(vectors.to(next(self.parameters()).device)).cpu()
-        right = logits[:, : self.heads[0].out_features].argmax(1) == index[:, 0, 0]  # type: ignore[misc]
+        right = logits[:, : self.heads[0].out_features].argmax(1) == index[:, 0, 0]
         return {"held_out_accuracy": right[known].double(), "held_out_loss": self.rows(logits, index, share, 0.0)[known].double()}

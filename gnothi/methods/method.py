@@ -200,7 +200,7 @@ class Method(nn.Module):
         backbone = self.backbone if backbone is None else backbone
         half = self.autocast != torch.float32 and (images.device.type != "cpu" or images.shape[-1] > TINY)
         with batch_statistics(backbone, statistics), torch.autocast(images.device.type, self.autocast) if half else nullcontext():
-            encoding = backbone(images, want, mask)
+            encoding: Encoding = backbone(images, want, mask)
         return encoding.map(torch.Tensor.float) if half else encoding
 
     def encodings(self, images: Iterable[Tensor], want: Want, backbone: nn.Module, masks: Tensor | None = None) -> list[Encoding]:

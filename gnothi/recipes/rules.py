@@ -100,13 +100,13 @@ def _get(settings: Mapping[str, Any], dotted: str) -> Any:
 
 def _power(x: float) -> int:
     """The nearest power of two."""
-    return 2 ** round(math.log2(max(x, 1)))
+    return 1 << round(math.log2(max(x, 1)))
 
 
 def _batch(facts: Facts) -> int:
     """128 on a CPU, 256 elsewhere; on little data the power of two that still gives eight steps an epoch, at least 16."""
     usual = 128 if facts.device == "cpu" else 256
-    return max(16, min(usual, 2 ** int(math.log2(max(facts.n / 8, 1)))))
+    return max(16, min(usual, 1 << int(math.log2(max(facts.n / 8, 1)))))
 
 
 def _epochs(facts: Facts, batch: int) -> float:

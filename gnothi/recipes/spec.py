@@ -274,9 +274,11 @@ def _value(text: str) -> Any:
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:
     """``a.b.c`` and a value as dictionaries in each other."""
-    for part in reversed(dotted.split(".")):
-        value = {part: value}
-    return value
+    *outer, last = dotted.split(".")
+    inside = {last: value}
+    for part in reversed(outer):
+        inside = {part: inside}
+    return inside
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

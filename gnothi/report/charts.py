@@ -288,7 +288,7 @@ def place(points: np.ndarray, side: float = MAP_SIDE, margin: float = 14) -> np.
     """Fit points [N, 2] into a square of ``side``, one scale for both axes, centred, y downwards."""
     low, high = points.min(0), points.max(0)
     scale = (side - 2 * margin) / max(float((high - low).max()), 1e-12)
-    placed = (points - (low + high) / 2) * scale + side / 2
+    placed: np.ndarray = (points - (low + high) / 2) * scale + side / 2
     placed[:, 1] = side - placed[:, 1]
     return placed
 

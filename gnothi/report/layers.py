@@ -23,7 +23,8 @@ def wanted(record: Record) -> bool:
 
 def of_block(result: dict[str, Any]) -> bool:
     """Whether a result is that of one block."""
-    return {"block", "flops", "features"} <= result.get("details", {}).keys()
+    details: dict[str, Any] = result.get("details", {})
+    return {"block", "flops", "features"} <= details.keys()
 
 
 def figures(record: Record) -> list[Figure]:

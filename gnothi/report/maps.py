@@ -16,7 +16,8 @@ def components(features: np.ndarray, count: int) -> np.ndarray:
     centred = np.asarray(features, dtype=np.float64) - np.mean(features, axis=0, dtype=np.float64)
     left, scale, right = np.linalg.svd(centred, full_matrices=False)
     sign = np.sign(right[np.arange(len(right)), np.abs(right).argmax(1)])
-    return (left * scale * sign)[:, :count]
+    placed: np.ndarray = left * scale * sign
+    return placed[:, :count]
 
 
 def flat(features: np.ndarray) -> bool:
@@ -55,7 +56,8 @@ def clusters(features: np.ndarray, k: int = 8, seed: int = 0) -> np.ndarray:
     k = min(k, len(features))
     found = KMeans(k, n_init=4, random_state=_state(seed)).fit(unit(features)).labels_
     rank = np.argsort(np.argsort(-np.bincount(found, minlength=k), kind="stable"), kind="stable")
-    return rank[found].astype(np.int64)
+    numbers: np.ndarray = rank[found]
+    return numbers.astype(np.int64)
 
 
 def kept(features: np.ndarray, places: np.ndarray, k: int = 10) -> float:

@@ -73,7 +73,8 @@ class Matched:
 
 def wanted(found: Record) -> bool:
     """Whether the run taught patches."""
-    return found.settings.get("auxiliary", {}).get("local", {}).get("weight", 0) > 0
+    weight: float = found.settings.get("auxiliary", {}).get("local", {}).get("weight", 0)
+    return weight > 0
 
 
 def matches(found: Record, images: int = 3) -> Matched:

@@ -8,7 +8,8 @@ import numpy as np
 def unit(features: np.ndarray) -> np.ndarray:
     """Scale the rows of [N, D] to length 1; a row of zeros stays zero."""
     features = np.asarray(features, dtype=np.float32)
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    scaled: np.ndarray = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return scaled
 
 
 def nearest(queries: np.ndarray, gallery: np.ndarray, k: int, block: int = 512) -> tuple[np.ndarray, np.ndarray]:

@@ -133,8 +133,9 @@ def _table(record: Record, metric: str) -> Table:
 
 
 def _end(result: dict[str, Any], key: str) -> float:
-    end = result.get(key)
-    return result["value"] if end is None or not math.isfinite(end) else end
+    end: float | None = result.get(key)
+    value: float = result["value"]
+    return value if end is None or not math.isfinite(end) else end
 
 
 def typed(record: Record) -> str:

@@ -54,7 +54,8 @@ class Rows:
         return len(self.rows)
 
     def __getitem__(self, part: slice | np.ndarray) -> np.ndarray:
-        return self.vectors[self.rows[part]]
+        chosen: np.ndarray = self.vectors[self.rows[part]]
+        return chosen
 
 
 Features = np.ndarray | Tensor | Rows

@@ -24,6 +24,7 @@ from gnothi.randomness import number
 from gnothi.recipes.resolve import resolve
 from gnothi.recipes.spec import checked, merge
 from gnothi.recipes.spec import load as load_settings
+from gnothi.training.lock import owned
 from gnothi.training.progress import Progress
 from gnothi.transfer.clusters import Codebook, Rows, check_k, cluster, stability, suggested
 from gnothi.transfer.labels import feature_targets, pseudo_labels, shuffled, vectors_of
@@ -152,7 +153,7 @@ def transfer(
             replace_file(folder / "targets.safetensors", targets.write)
             write_text(folder / "transfer.json", json.dumps({**asked, **found}, indent=1))
 
-    with pretrain.owned(folder):
+    with owned(folder):
         _once(make)
     begun = (folder / "spec.json").exists()
     run = pretrain.train(data, recipe=recipe, settings=chosen, init=init, device=device, out=folder, resume=begun, progress=progress)

@@ -197,7 +197,7 @@ def grey(images: Tensor) -> Tensor:
     """Lightness [B, 1, H, W] of [B, C, H, W]: with ITU-R 601 weights of three channels, else the mean of the channels."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = torch.split(images, 1, dim=1)
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
@@ -207,9 +207,8 @@ def blur(images: Tensor, sigmas: Tensor, reach: int) -> Tensor:
     As torchvision's ``gaussian_blur`` with a kernel of 2 x reach + 1 pixels and reflected borders; an axis of n <= reach pixels takes reach n - 1. A
     product with a banded matrix along each axis: on a CPU as fast as a grouped convolution up to 96 pixels, at 224 pixels 1.5 times as long.
     """
-    n, channels, height, width = images.shape
-    down, across = _band(sigmas, reach, height), _band(sigmas, reach, width)  # [B, H, H], [B, W, W]
-    rows = images.reshape(n, channels * height, width) @ across.mT
+    down, across = (_band(sigmas, reach, side) for side in images.shape[2:])  # [B, H, H], [B, W, W]
+    rows = images.flatten(1, 2) @ across.mT
     return (down[:, None] @ rows.view_as(images)).clamp_(0, 1)
 
 
@@ -221,7 +220,8 @@ def _band(sigmas: Tensor, reach: int, size: int) -> Tensor:
     taps = taps / taps.sum(1, keepdim=True)
     source = (torch.arange(size, device=sigmas.device)[:, None] + offsets).abs()  # [size, K]
     source = size - 1 - (size - 1 - source).abs()
-    return torch.tensordot(taps, F.one_hot(source, size).to(taps), dims=([1], [1]))
+    band: Tensor = torch.tensordot(taps, F.one_hot(source, size).to(taps), dims=([1], [1]))
+    return band
 
 
 def solarise(images: Tensor, threshold: float) -> Tensor:
