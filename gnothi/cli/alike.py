@@ -11,10 +11,8 @@ PATHS = {"DATA", "ENCODER", "TEACHER", "IMAGE", "FEATURES|DATA", "RUN", "FOLDER"
 """Words of the help that stand for something that may be a path."""
 
 
-class Place(click.ParamType[str]):
+class Place(click.types.StringParamType):
     """Text that may be a path."""
-
-    name = "text"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Let the shell complete it as a path."""
