@@ -29,5 +29,7 @@ def alike(command: click.Command) -> None:
         word = (parameter.metavar or (parameter.name or "").upper()).removesuffix("...")
         if word in PATHS and parameter.type is click.STRING:
             parameter.type = Place()
+        if isinstance(parameter, click.Option) and parameter.show_default:
+            parameter.help, parameter.show_default = f"{(parameter.help or '').removesuffix('.')}; {parameter.default} by default.", False
         if isinstance(parameter, click.Option) and parameter.metavar is None and not parameter.is_flag:
             parameter.metavar = {"integer": "N", "integer range": "N", "float": "X", "float range": "X"}.get(parameter.type.name)

@@ -57,7 +57,7 @@ def export(encoder: str, to: str, onnx: bool | None, data: str | None, as_json: 
 
 @click.command()
 @click.argument("run")
-@click.option("--results", multiple=True, metavar="FILE", help="What a verb that measures printed with --json, to be shown too; repeat it.")
+@click.option("--results", multiple=True, metavar="FILE", help="What a verb that measures printed with --json, to be shown too; may be repeated.")
 @click.option("--out", metavar="FILE", help="The page; by default report.html in the run's folder.")
 @AS_JSON
 def report(run: str, results: tuple[str, ...], out: str | None, as_json: bool) -> None:

@@ -89,7 +89,7 @@ def linear(protocol: str | None, **common: Any) -> None:
 @click.option("--anew", is_flag=True, help="What lies above the frozen blocks starts from random weights.")
 @click.option("--control", is_flag=True, help="The same architectures from random weights, too.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Seeds, each with labels, heads and crops of its own; results are means.")
-@click.option("--epochs", type=float, help="Passes over the labelled images; by default about 1,000 steps in 10 to 100 epochs.")
+@click.option("--epochs", type=float, metavar="N", help="Passes over the labelled images; by default about 1,000 steps in 10 to 100 epochs.")
 @click.option("--batch", type=click.IntRange(min=2), help="Images a step; 64 by default, fewer where labels are few.")
 @click.option("--lr", type=float, help="Peak learning rate; by default one of four, chosen on a fifth of the labelled images.")
 @click.option("--views", metavar="V", help="A recipe of views that `gnothi recipes` lists; plain by default: crops and flips.")
@@ -113,14 +113,14 @@ def finetune(repeats: int | None, control: bool, out: str | None, **common: Any)
 @evaluate.command()
 @measured
 @click.option(
-    "--kind", "kinds", type=click.Choice(["11-point", "area", "no envelope", "101-point"]), multiple=True, help="11-point and area by default."
+    "--kind", "kinds", type=click.Choice(["11-point", "area", "no-envelope", "101-point"]), multiple=True, help="11-point and area by default."
 )
 @click.option("--annotations", metavar="FOLDER", help="PASCAL VOC files; by default Annotations in the folder of images or beside it.")
 @click.option("--tune", is_flag=True, help="Fine-tune the networks instead, and measure after the last epoch.")
 @click.option("--freeze", type=int, help="With --tune: nothing up to this block learns; from 0 or, negative, from the end.")
 @click.option("--anew", is_flag=True, help="With --freeze: what lies above starts from random weights.")
 @click.option("--control", is_flag=True, help="With --tune: the same architectures from random weights, too.")
-@click.option("--epochs", type=float, help="With --tune: passes over the images; by default about 1,000 steps in 10 to 100 epochs.")
+@click.option("--epochs", type=float, metavar="N", help="With --tune: passes over the images; by default about 1,000 steps in 10 to 100 epochs.")
 @click.option("--lr", type=float, help="With --tune: peak learning rate; by default one of four, chosen on a fifth of the training images.")
 @click.option("--out", metavar="FOLDER", help="With --tune: keep the runs there; the same command then goes on with them.")
 def multilabel(kinds: tuple[str, ...], annotations: str | None, tune: bool, control: bool, out: str | None, **common: Any) -> None:

@@ -60,7 +60,7 @@ def _sum(recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
 KINDS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "11-point": lambda recall, precision: _at(recall, precision, ELEVEN),
     "area": lambda recall, precision: _sum(recall, envelope(precision)),
-    "no envelope": _sum,
+    "no-envelope": _sum,
     "101-point": lambda recall, precision: _at(recall, precision, HUNDRED),
 }
 """VOC07's, that of VOC from 2010 on, scikit-learn's (of scores without ties), COCO's."""
@@ -72,7 +72,7 @@ def average_precision(right: np.ndarray, positives: np.ndarray | float, kind: st
     Args:
         right: [n] bool, answers in the order of falling score.
         positives: [...] how much there is to find.
-        kind: "11-point" (VOC07), "area" (VOC from 2010 on: under the envelope), "no envelope" (scikit-learn's), "101-point" (COCO).
+        kind: "11-point" (VOC07), "area" (VOC from 2010 on: under the envelope), "no-envelope" (scikit-learn's), "101-point" (COCO).
         weights: [..., n] how often each answer counts; once where None.
 
     Returns:

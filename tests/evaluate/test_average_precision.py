@@ -38,11 +38,11 @@ def slow(flags, positives, kind):
     [
         ([1, 0, 1, 1, 0, 0, 1, 0], 5, "11-point", 0.63312),
         ([1, 0, 1, 1, 0, 0, 1, 0], 5, "area", 0.61429),
-        ([1, 0, 1, 1, 0, 0, 1, 0], 5, "no envelope", 0.59762),
+        ([1, 0, 1, 1, 0, 0, 1, 0], 5, "no-envelope", 0.59762),
         ([1, 0, 1, 1, 0, 0, 1, 0], 5, "101-point", 0.61810),
         ([1], 2, "11-point", 0.54545),
         ([1], 2, "area", 0.5),
-        ([1], 2, "no envelope", 0.5),
+        ([1], 2, "no-envelope", 0.5),
         ([1], 2, "101-point", 0.50495),
     ],
 )
@@ -66,7 +66,7 @@ def test_without_an_envelope_it_is_scikit_learn_s_where_scores_differ():
     for _ in range(5):
         scores, truth = torch.rand(40, generator=g).numpy(), (torch.rand(40, generator=g) < 0.3).long().numpy()
         r = ranked(scores, truth)
-        assert average_precision(r.right, r.positives.sum(), "no envelope") == pytest.approx(average_precision_score(truth, scores))
+        assert average_precision(r.right, r.positives.sum(), "no-envelope") == pytest.approx(average_precision_score(truth, scores))
 
 
 def test_nothing_to_find_is_not_a_number_and_no_answer_is_nothing():

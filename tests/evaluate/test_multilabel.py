@@ -117,7 +117,7 @@ def test_encoders_are_compared_by_mean_average_precision(tmp_path):
         scores = _scores(x, torch.from_numpy(train.tags[:, c]), penalty, y)
         r = ranked(scores, tested.tags[:, c])
         values.append(float(average_precision(r.right, r.positives.sum(), "area")))
-        assert average_precision(r.right, r.positives.sum(), "no envelope") == pytest.approx(
+        assert average_precision(r.right, r.positives.sum(), "no-envelope") == pytest.approx(
             average_precision_score(tested.tags[:, c], scores), abs=1e-6
         )
     assert colour.details["average_precision"] == pytest.approx(values) and colour.value == pytest.approx(np.mean(values))
