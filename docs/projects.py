@@ -31,10 +31,11 @@ def told(found: dict[str, Any]) -> str:
         of = {r["metric"]: r for r in rows if r["encoder"] == encoder}
         lines.append(f"| {encoder} | {interval(of.get('knn'))} | {interval(of['linear'])} | {difference(of['linear'])} |")
     shape, kinds = " x ".join(map(str, images["train"]["first"])), len(images["test"]["labelled"])
-    trained = f"{run['n']:,} images of {shape} ({images['train']['dtype']}) trained {run['method']} on {run['backbone']}"
-    length = f"{run['asked']['training']['epochs']:g} epochs, {run['steps']:,} steps of {run['size']} px, {run['seconds'] / 60:.1f} minutes"
+    trained = f"{run['n']:,} images (the first is {shape}, {images['train']['dtype']}) trained {run['method']} on {run['backbone']}"
+    spent = f", {run['processor'] / 60:.1f} of a core" if run["processor"] else ""
+    length = f"{run['asked']['training']['epochs']:g} epochs, {run['steps']:,} steps of {run['size']} px, {run['seconds'] / 60:.1f} minutes{spent}"
     asked = f"{rows[0]['n']:,} others of {kinds} classes were asked. 95 % intervals over test images, one seed, last epoch."
-    about = f"{trained} for {length} of {run['threads']} thread{'s' * (run['threads'] > 1)}; verdict: {run['verdict']}. {asked}"
+    about = f"{trained} for {length}; verdict: {run['verdict']}. {asked}"
     return "\n".join([*lines, "", about, "", *(f"- {apart(metric, rows)}" for metric in METRICS)])
 
 

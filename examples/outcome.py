@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -64,16 +65,15 @@ def study(
 
 
 def trained(train: str, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A finished run: what was asked of it, its length and its verdict."""
+    """A finished run: what was asked of it, its length and its verdict; processor time where it was not stopped in between."""
+    begun, before = (folder / "spec.json").exists(), sum(os.times()[:4])
     if not (folder / "verdict.json").exists():
-        gnothi.train(train, out=folder, settings=settings, resume=(folder / "spec.json").exists())
+        gnothi.train(train, out=folder, settings=settings, resume=begun)
+    spent = None if begun else sum(os.times()[:4]) - before
     spec, verdict = (json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("spec", "verdict"))
     names = {part: spec["settings"][part]["name"] for part in ("method", "backbone")}
-    return (
-        {"asked": settings, **names}
-        | {k: spec["derived"][k] for k in ("size", "n", "steps", "threads")}
-        | {k: verdict[k] for k in ("verdict", "seconds")}
-    )
+    derived = {part: spec["derived"][part] for part in ("size", "n", "steps", "threads")}
+    return {"asked": settings, **names, **derived, "verdict": verdict["verdict"], "seconds": verdict["seconds"], "processor": spent}
 
 
 def measured(run: str, train: str, test: str) -> list[Result]:
