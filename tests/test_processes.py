@@ -91,6 +91,29 @@ def test_measuring_with_two_processes_prints_the_results_of_one(work: Path, kind
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("combiner", "settings"), [("pca", ()), ("descent", ("--set", "epochs=3", "--set", "hidden=16", "--set", "width=8"))])
+def test_an_ensemble_fitted_by_two_processes_is_that_of_one(work: Path, combiner: str, settings: tuple[str, ...]) -> None:
+    args = ("ensemble", "fit", "one", "hog", "--data", "shards:shards", "--combiner", combiner, *settings, "--out")
+    said(*args, f"{combiner} one")
+    os.environ["GNOTHI_CACHE"] = str(work / f"cache {combiner}")  # nothing is there yet
+    done = torchrun(2, *args, f"{combiner} two", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["n"] == N  # one object, not several
+    one, two = (load(f"{combiner} {by}", "cpu").embed_source(ArraySource(noise(9, 20, 20, 3))) for by in ("one", "two"))
+    assert np.abs(one - two).max() < 1e-3 * np.abs(one).max()
+
+
+@pytest.mark.slow
+def test_combiners_compared_by_two_processes_measure_what_one_does(work: Path) -> None:
+    args = ("ensemble", "compare", "hog", "pixels", "--data", "shards:shards", "--combiner", "pca", "--json")
+    one = said(*args[:-1])["results"]
+    os.environ["GNOTHI_CACHE"] = str(work / "cache compare")
+    done = torchrun(2, *args)
+    assert done.returncode == 0, done.stderr
+    assert [(r["encoder"], r["value"], r["n"]) for r in one] == [(r["encoder"], r["value"], r["n"]) for r in json.loads(done.stdout)["results"]]
+
+
+@pytest.mark.slow
 def test_a_mistake_is_said_once_by_all_processes(work: Path) -> None:
     done = torchrun(2, "embed", "nothing", "shards:shards", "--out", "x.npz")
     assert done.returncode != 0 and done.stderr.count("gnothi: nothing: no such encoder") == 1 and not Path("x.npz").exists()

@@ -81,6 +81,8 @@ def fit(encoders: tuple[str, ...], data: str, out: str, assignments: tuple[str, 
     with counted("embedding", not as_json) as progress, Steps() as steps:
         told_of: dict[str, Any] = {"progress": progress, "hears": None if as_json else steps}
         made = make(encoders, data, out, options=settings, settings=spec, device=device, **told_of, **chosen)
+    if made is None:  # a process of torchrun that is not the first
+        return
     record = made.ensemble.record
     told(
         as_json,

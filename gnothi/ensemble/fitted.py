@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import gnothi
+from gnothi import distributed
 from gnothi.contracts import EncoderError, GnothiError, SettingError, Source
 from gnothi.data import DataSpec
 from gnothi.data import open as open_data
@@ -73,6 +74,7 @@ class EnsembleEncoder(Encoder):
 
 
 # ---- making -------------------------------------------------------------------------------------
+@distributed.together()
 def make(
     encoders: Sequence[str],
     data: str | Source,
@@ -86,7 +88,7 @@ def make(
     device: str | None = None,
     progress: Progress | None = None,
     hears: Hears | None = None,
-) -> EnsembleEncoder:
+) -> EnsembleEncoder | None:
     """Fit an ensemble of encoders and write its folder; a fit that descends and was cut off goes on where the same call is made again.
 
     Args:
@@ -102,6 +104,9 @@ def make(
         progress: told how many images of a member are embedded.
         hears: told of the steps of a fit that descends, as by ``fit``.
 
+    Returns:
+        The ensemble. Under ``torchrun`` each process embeds its share of the images, the first one fits and writes, and the others get None.
+
     Raises:
         SettingError: there is no such combiner or setting, or the folder holds something else.
         EncoderError: a member cannot be opened.
@@ -112,7 +117,10 @@ def make(
     _free(folder)
     source = open_data(data, settings=settings, split="train") if isinstance(data, str) else data
     members = [load(name, device) for name in encoders]
-    vectors, rows = together([features(m, source, cache=cache, progress=progress) for m in members])
+    distributed.start(distributed.device_of(device))  # a wrong name is said before processes wait for each other
+    vectors, rows = together([features(m, source, cache=cache, progress=progress, shared=True) for m in members])
+    if distributed.rank():
+        return None
     labels, groups = (None if x is None else x[rows] for x in (source.labels, source.groups))
     asked = [combiner, spec.model_dump(mode="json"), seed, [m.fingerprint for m in members], source.fingerprint()]
     state = folder / f"{UNFINISHED}{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"

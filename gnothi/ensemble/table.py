@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from gnothi import distributed
 from gnothi.contracts import SettingError, Source
 from gnothi.data import DataSpec
 from gnothi.encoders import Encoder, load
@@ -32,6 +33,7 @@ Arm = tuple[str, dict[str, Any]]
 """A combiner and its settings."""
 
 
+@distributed.together()
 def compare(
     encoders: Sequence[str | Encoder],
     data: str | Source,
@@ -66,12 +68,16 @@ def compare(
 
     Returns:
         The best member, the concatenation, each member, then the combiners. ``details`` hold width, exponent, seconds of the fit and seconds an
-        image, and ``paired`` and ``paired_concatenation``: the differences to the first two with their intervals.
+        image, and ``paired`` and ``paired_concatenation``: the differences to the first two with their intervals. Under ``torchrun`` each process
+        embeds its share, the first one measures, and the others get no results.
     """
     arms = _arms(combiners, options or {})
     opened = [load(e, device) if isinstance(e, str) else e for e in encoders]
     rows, asked = split(data, test, settings, seed), chosen(kind, dict(protocol or {}))
+    distributed.start(distributed.device_of(device))
     found = [[vectors_of(e, part, cache, progress) for e in opened] for part in (rows.train, rows.test)]
+    if distributed.rank():
+        return []
     train, rows = _whole(found[0], rows, "train")
     tested, rows = _whole(found[1], rows, "test")
     study = _Study(train, tested, rows, [e.name for e in opened], seed)
