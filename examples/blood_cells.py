@@ -68,7 +68,7 @@ def cut(photograph: Image.Image, box: Box) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> None:
     """Cut the cells out, train, measure."""
-    given = options(__doc__, epochs=40, holds="JPEGImages, Annotations and ImageSets of BCCD").parse_args(argv)
+    given = options(__doc__, epochs=30, holds="JPEGImages, Annotations and ImageSets of BCCD").parse_args(argv)
     given.out.mkdir(parents=True, exist_ok=True)
     file, arrays, sizes = given.out / "blood_cells.npz", {"classes": np.array(CLASSES)}, []
     for split, lists in SPLITS.items():

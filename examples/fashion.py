@@ -19,7 +19,7 @@ SETTINGS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Train, measure."""
-    given = options(__doc__, epochs=40, holds="train.npz and test.npz, with images and labels").parse_args(argv)
+    given = options(__doc__, epochs=30, holds="train.npz and test.npz, with images and labels").parse_args(argv)
     study("fashion", str(given.data / "train.npz"), str(given.data / "test.npz"), given, SETTINGS)
 
 

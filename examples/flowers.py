@@ -19,7 +19,7 @@ SETTINGS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Train, measure."""
-    given = options(__doc__, epochs=25, holds="train/CLASS/*.jpg and val/CLASS/*.jpg").parse_args(argv)
+    given = options(__doc__, epochs=20, holds="train/CLASS/*.jpg and val/CLASS/*.jpg").parse_args(argv)
     study("flowers", f"{given.data}@train", f"{given.data}@val", given, SETTINGS)
 
 

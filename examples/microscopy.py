@@ -104,7 +104,7 @@ def shapes(draws: Draws, labels: Tensor) -> list[Tensor]:
 
 def main(argv: list[str] | None = None) -> None:
     """Draw the plates, train, measure."""
-    parser = options(__doc__, epochs=40)
+    parser = options(__doc__, epochs=30)
     parser.add_argument("--cells", type=int, default=40, metavar="N", help="of each phenotype on a plate, by default 40")
     given = parser.parse_args(argv)
     given.out.mkdir(parents=True, exist_ok=True)
