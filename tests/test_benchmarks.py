@@ -18,11 +18,6 @@ from gnothi.transfer import cluster, clusters
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
-
-
 # ---- k-means -------------------------------------------------------------------------------------
 def test_memory_of_k_means_is_the_same_for_four_times_as_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes of tensors as they are made and freed; besides a few numbers a row for their order."""
@@ -63,10 +58,8 @@ def test_the_benchmark_of_k_means_streams_and_says_what_it_measured(tmp_path: Pa
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """Operations of a step of SimCLR with a micro ResNet, beside rotations."""
-    sys.path.insert(0, str(ROOT))
     from benchmarks.auxiliaries import BESIDE, Case, flops, learner
 
-    sys.path.remove(str(ROOT))
     path = tmp_path_factory.mktemp("counted") / "noise.npy"
     np.save(path, torch.randint(256, (64, 32, 32, 3), generator=generator(0, "noise"), dtype=torch.uint8).numpy())
     names = ("nothing", "rotation, both views", "rotation, one view", "rotation, E-SSL's small crop")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def studies(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+def studies() -> Any:
     from experiments import studies
 
     return studies
