@@ -129,6 +129,7 @@ def members() -> float:
 
 
 def measure(n: int) -> dict[str, Any]:
+    """One number of images: seconds and memory of the fit, and an image's share of descent and members."""
     with tempfile.TemporaryDirectory() as folder:
         features = write_features(Path(folder), n)
         with Watched() as watched:

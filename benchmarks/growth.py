@@ -55,6 +55,7 @@ def write_images(folder: Path, row: dict[str, Any]) -> Path:
 
 
 def measure(row: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the first step and of those after it, images a second and peak memory of one row."""
     method = {"name": "dino", "prototypes": 256} if "local" in row else {"name": "simclr"}
     views = {"size": 32, "recipe": "dino", "local": row["local"]} if "local" in row else {"size": 32}
     chosen = {"method": method, "views": views, "backbone": {"name": "micro-resnet"}, "training": {"batch": row.get("batch", 128)}}

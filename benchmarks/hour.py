@@ -110,6 +110,7 @@ def growth(blocks: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def rounded(found: dict[str, Any]) -> dict[str, Any]:
+    """All numbers to five significant places."""
     return {key: rounded(value) if isinstance(value, dict) else float(f"{value:.5g}") for key, value in found.items()}
 
 

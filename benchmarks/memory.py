@@ -43,6 +43,7 @@ def own(process: Path) -> float:
 
 
 def measure(folder: Path, images: int) -> dict[str, Any]:
+    """Pack noise, read an epoch of it, and look at the memory along the way."""
     noise = torch.randint(256, (images, 3, SIZE, SIZE), generator=generator(0, "noise"), dtype=torch.uint8)
     began = time.perf_counter()
     pack(ArraySource(noise, np.arange(images) % 10, axes="NCHW"), folder / "shards", name="noise", images=images // 10)

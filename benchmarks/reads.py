@@ -21,6 +21,7 @@ SHARDS, EACH, SIZE, WINDOW, READ = 8, 2500, 100_000, 2000, 8000
 
 
 def forget(paths: list[Path]) -> None:
+    """Drop a file from the page cache."""
     for path in paths:
         file = os.open(path, os.O_RDONLY)
         os.fsync(file)
@@ -29,6 +30,7 @@ def forget(paths: list[Path]) -> None:
 
 
 def rate(paths: list[Path], rows: list[int]) -> float:
+    """MB a second of reading rows in an order."""
     began, done = time.perf_counter(), 0
     for row in rows:
         file = os.open(paths[row // EACH], os.O_RDONLY)
@@ -38,6 +40,7 @@ def rate(paths: list[Path], rows: list[int]) -> float:
 
 
 def orders() -> dict[str, list[int]]:
+    """Orders of the rows by name."""
     n = SHARDS * EACH
     shards = torch.randperm(SHARDS, generator=generator(0, "shards")).tolist()
     straight = torch.tensor([s * EACH + i for s in shards for i in range(EACH)])

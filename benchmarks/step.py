@@ -84,6 +84,7 @@ def write_data(folder: Path) -> dict[str, Path]:
 
 # ---- gnothi --------------------------------------------------------------------------------------
 def ours(case: Case, data: Path) -> dict[str, float]:
+    """Seconds of our real and of the bare step, and the shares of the real one's parts."""
     size = 32 if case.data == "memory" else 96
     training = {"batch": case.batch, "channels_last": case.channels_last, "precision": case.precision, "compile": case.compile}
     chosen = {"backbone": {"name": case.backbone}, "method": {"name": "simclr"}, "views": {"size": size}, "training": training}
@@ -125,12 +126,14 @@ def ours(case: Case, data: Path) -> dict[str, float]:
 
 
 def measure_stretch(action: Callable[[], object], into: list[float], steps: int, device: torch.device) -> None:
+    """Time some steps, one by one, into a list."""
     for _ in range(steps + WARM):
         into.append(seconds_of(action, device))
 
 
 # ---- lightly -------------------------------------------------------------------------------------
 def lightlys(case: Case, data: Path, workers: int) -> dict[str, float]:
+    """Seconds of lightly's real and bare step for the same method, backbone and batch."""
     from experiments import lightly_recipes as lightly
     from gnothi.models import backbone as backbones
     from gnothi.models.backbone import BackboneSpec
@@ -165,24 +168,28 @@ def lightlys(case: Case, data: Path, workers: int) -> dict[str, float]:
 
 
 def endless(loader: Any) -> Iterator[Any]:
+    """Batches of a loader, epoch after epoch."""
     while True:
         yield from loader
 
 
 # ---- measuring -----------------------------------------------------------------------------------
 def clock(device: torch.device) -> float:
+    """Seconds, when all work that was handed to the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds_of(action: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call."""
     began = clock(device)
     action()
     return clock(device) - began
 
 
 def peak(device: torch.device) -> int:
+    """Bytes of memory at the most."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -198,6 +205,7 @@ def child(case: Case, data: Path) -> dict[str, Any]:
 
 
 def timed(case: Case, data: Path, workers: int) -> dict[str, Any]:
+    """A case in a process of its own."""
     return apart("step", {"case": asdict(case), "data": str(data), "workers": workers})
 
 

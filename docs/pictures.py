@@ -20,10 +20,12 @@ def alone(svg: str) -> str:
 
 
 def hour_memory() -> str:
+    """Memory over the hour."""
     return _hour("memory", "Memory of all processes in MiB during an hour of training")
 
 
 def hour_step() -> str:
+    """Time of a step over the hour."""
     return _hour("processor step", "Processor milliseconds of a step during an hour of training")
 
 

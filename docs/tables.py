@@ -17,11 +17,13 @@ IMAGENET = 1_280_000
 
 
 def results(name: str, folder: str = "experiments") -> Any:
+    """What a results file holds, nothing where there is none."""
     path = ROOT / folder / "results" / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def interval(row: dict | None) -> str:
+    """A value with its interval."""
     return "" if row is None else f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 

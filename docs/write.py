@@ -33,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def settings() -> str:
+    """All settings, by group."""
     parts = []
     shared = {k: v for k, v in names({}).items() if not k.startswith("method.")}
     parts.append(rows_of(shared))
@@ -46,6 +47,7 @@ def settings() -> str:
 
 
 def rows_of(fields: dict) -> str:
+    """A table of fields."""
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in fields.items():
         default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True), default=str)
@@ -55,16 +57,19 @@ def rows_of(fields: dict) -> str:
 
 
 def recipes() -> str:
+    """Recipes of runs."""
     return "\n".join(["| recipe | for |", "|---|---|", *(f"| `{k}` | {v.about} |" for k, v in RECIPES.items())])
 
 
 def view_recipes() -> str:
+    """Recipes of views."""
     return "\n".join(
         ["| view recipe | what it does |", "|---|---|", *(f"| `{k}` | {' '.join((v.__doc__ or '').split())} |" for k, v in VIEWS.items())]
     )
 
 
 def verbs() -> str:
+    """The help of every verb."""
     runner = CliRunner()
     parts = []
     within = [[name, verb] for name, group in cli.commands.items() if isinstance(group, click.Group) for verb in group.commands]
@@ -75,6 +80,7 @@ def verbs() -> str:
 
 
 def files() -> str:
+    """All files with their first line."""
     lines = []
     for path in sorted(ROOT.glob("gnothi/**/*.py"), key=lambda p: (str(p.parent), p.name)):
         about = re.match(r'r?"""(.+?)(?:"""|\n)', path.read_text(), re.S)
