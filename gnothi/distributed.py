@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -225,6 +225,38 @@ def merge(carry: Carry) -> Carry:
     for v in sums.values():
         dist.all_reduce(v)
     return Carry(sums, {k: gather(v) for k, v in carry.rows.items()})
+
+
+def full(x: Tensor) -> Tensor:
+    """The whole of a tensor that is sharded over processes, all of which must ask; any other tensor as it is."""
+    whole: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x  # a DTensor, whose class takes a second to import
+    return whole
+
+
+def own(x: Tensor) -> Tensor:
+    """This process's shard of a sharded tensor, in place; any other tensor as it is."""
+    shard: Tensor = x.to_local() if hasattr(x, "to_local") else x
+    return shard
+
+
+def shard_like(x: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process has whole, sharded as ``like`` is; as it is where that is not."""
+    if not hasattr(like, "full_tensor"):
+        return x
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(x.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def norms(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Euclidean norm of each of one or more tensors, [] each; of sharded ones those of the whole, on every process."""
+    norms = torch._foreach_norm([own(x) for x in tensors])
+    if not hasattr(tensors[0], "full_tensor"):
+        return tuple(norms)
+    squares = torch.stack(norms).square()
+    dist.all_reduce(squares)
+    return squares.sqrt().unbind()
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -27,7 +27,7 @@ from gnothi.contracts import DataError, RunError, SettingError, Source, Step
 from gnothi.data import Subset
 from gnothi.encoders import load as load_encoder
 from gnothi.encoders.inputs import centre
-from gnothi.encoders.network import TEACHER_FIRST, NetworkEncoder
+from gnothi.encoders.network import TEACHER_FIRST, NetworkEncoder, offline
 from gnothi.evaluate.nearest import knn
 from gnothi.files import write_text
 from gnothi.methods import METHODS
@@ -37,7 +37,7 @@ from gnothi.models.batchnorm import has_statistics, recount
 from gnothi.randomness import generator, seeded
 from gnothi.recipes import spec
 from gnothi.recipes.resolve import Resolved, resolve
-from gnothi.training import changes, checkpoint, health, twice
+from gnothi.training import changes, checkpoint, health, parallel, twice
 from gnothi.training.learner import Learner
 from gnothi.training.lock import owned
 from gnothi.training.objective import Objective
@@ -116,10 +116,12 @@ def batches(resolved: Resolved, objective: Objective, total: int | None = None) 
 def live_encoder(resolved: Resolved, method: nn.Module) -> NetworkEncoder:
     """The network of a run in progress as an encoder; a copy, so that nothing of the run moves."""
     network: Any = method.slow if method.name in TEACHER_FIRST else method.backbone
-    s = resolved.spec
-    return NetworkEncoder(
-        "live", copy.deepcopy(network), s.backbone, resolved.source.channels, s.views.size or 0, resolved.pixels, device=resolved.device
-    )
+    s, channels = resolved.spec, resolved.source.channels
+    if s.training.parallel == "fsdp":  # torch does not copy what it has sharded
+        network = parallel.fill(backbones.build(offline(s.backbone), channels, s.views.size or 0, s.seed).to(resolved.device), network)
+    else:
+        network = copy.deepcopy(network)
+    return NetworkEncoder("live", network, s.backbone, channels, s.views.size or 0, resolved.pixels, device=resolved.device)
 
 
 def _drawn(resolved: Resolved, purpose: str, most: int) -> Tensor:
@@ -336,8 +338,9 @@ def settle_statistics(resolved: Resolved, learner: Learner) -> None:
     began = time.monotonic()
     rows = _drawn(resolved, "plain statistics", PLAIN_SAMPLE)
     rows = rows[: max(1, len(rows) // PLAIN_BATCH) * PLAIN_BATCH]
-    for network in networks:
-        recount(network, (_whole(resolved, part) for part in rows.split(PLAIN_BATCH)))
+    with parallel.whole(learner.objective):
+        for network in networks:
+            recount(network, (_whole(resolved, part) for part in rows.split(PLAIN_BATCH)))
     learner.seconds += time.monotonic() - began
     learner.save()
 

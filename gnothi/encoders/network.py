@@ -92,7 +92,7 @@ def run_encoder(name: str, folder: Path, marks: list[str], device: torch.device)
     try:
         spec = twice.read(folder, log.warning)
         settings, derived = spec["settings"], spec["derived"]
-        backbone = _offline(BackboneSpec(**settings["backbone"]))
+        backbone = offline(BackboneSpec(**settings["backbone"]))
         channels, size, method = int(derived["channels"]), int(derived["size"]), str(settings["method"]["name"])
         pixels = _pixels(derived["pixels"], channels)
         network = _built(backbone, channels, size, int(settings["seed"]))
@@ -148,7 +148,7 @@ def exported_encoder(name: str, folder: Path, marks: list[str], device: torch.de
         raise EncoderError(f"{name}: an exported encoder has no parts; leave @{marks[0]} out")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        backbone = _offline(BackboneSpec(**config["backbone"]))
+        backbone = offline(BackboneSpec(**config["backbone"]))
         channels, size = int(config["channels"]), int(config["size"])
         pixels = _pixels(config["pixels"], channels)
         tensors = _real(load_file(folder / "model.safetensors"))
@@ -173,10 +173,10 @@ def timm_encoder(name: str, device: torch.device) -> NetworkEncoder:
         network = build(spec, 3, size, 0)
     except SettingError as error:
         raise EncoderError(f"{name}: {error}") from None
-    return NetworkEncoder(name, network, _offline(spec), 3, size, Pixels(0.0, 1.0, mean, std), any_range=True, device=device)
+    return NetworkEncoder(name, network, offline(spec), 3, size, Pixels(0.0, 1.0, mean, std), any_range=True, device=device)
 
 
-def _offline(spec: BackboneSpec) -> BackboneSpec:
+def offline(spec: BackboneSpec) -> BackboneSpec:
     """The same architecture without a download: pretrained ResNets are plain ones."""
     return spec.model_copy(update={"pretrained": False, "stem": spec.stem or "plain"}) if spec.pretrained else spec
 

@@ -164,6 +164,8 @@ def _check(full: RunSpec, n: int, device: torch.device) -> None:
         raise SettingError(f"training.batch must be a multiple of training.accumulate times the number of processes, {share}, got {t.batch}")
     if t.recompute and t.compile:
         raise SettingError("training.recompute must be false with training.compile, which decides by itself what to compute twice; got true")
+    if t.parallel == "fsdp" and t.compile:
+        raise SettingError("training.parallel must be ddp with training.compile, got fsdp; compiled blocks are not gathered one by one")
     if t.precision == "bf16" and not _has_bf16(device):
         raise SettingError(f"training.precision=bf16: this {device.type} has no bf16 arithmetic; fp32 works")
 

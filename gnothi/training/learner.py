@@ -62,8 +62,8 @@ class Learner:
         self.journal = Journal(folder, per_epoch, sinks)
         if spec.channels_last:
             objective.to(memory_format=torch.channels_last)
-        self.optimiser = optimisers.build(optimiser, objective, objective.method.groups())
         self.module: Any = parallel.wrap(objective, spec)
+        self.optimiser = optimisers.build(optimiser, objective, objective.method.groups())
         self.warm_up = to_steps(optimiser.warm_up, per_epoch, total, setting="optimiser.warm_up") / total
         every = {k: getattr(spec, k) for k in ("log_every", "health_every", "evaluate_every", "checkpoint_every")}
         self.every = {k: max(1, to_steps(v, per_epoch, total, setting=f"training.{k}")) for k, v in every.items()}
@@ -105,13 +105,14 @@ class Learner:
         self.journal.note(terms | {"gradient_norm": norm}, time.monotonic() - began)
         if self._marked("log_every"):
             self._log(step, rates, len(views.index) * distributed.world())
-        if self._marked("health_every") and self.sample is not None:
-            values = health.measure(self.objective.method, self.sample, step) | health.diagnose(self.objective, views, step)
-            self.journal.refuse(values, self.number)
-            self.journal.write("health", self.number, self.seconds, values)
-        if self._marked("evaluate_every") and self.evaluate is not None:
-            for line in self.evaluate(self.objective.method, step):
-                self.journal.write("evaluation", self.number, self.seconds, line)
+        with parallel.whole(self.objective) if self._marked("health_every") or self._marked("evaluate_every") else contextlib.nullcontext():
+            if self._marked("health_every") and self.sample is not None:
+                values = health.measure(self.objective.method, self.sample, step) | health.diagnose(self.objective, views, step)
+                self.journal.refuse(values, self.number)
+                self.journal.write("health", self.number, self.seconds, values)
+            if self._marked("evaluate_every") and self.evaluate is not None:
+                for line in self.evaluate(self.objective.method, step):
+                    self.journal.write("evaluation", self.number, self.seconds, line)
 
     def _backward(self, views: Views, step: Step) -> tuple[dict[str, Tensor], dict[str, Carry]]:
         """Objective and its gradient, a micro-batch at a time; carries of micro-batches merge."""
@@ -139,16 +140,16 @@ class Learner:
     def _clip(self) -> Tensor:
         """Clip gradients, and give their norm as it was before."""
         grads = [[p.grad for p in part.parameters() if p.grad is not None] for part in self.objective.parts()]
-        norms = [torch.nn.utils.get_total_norm(g) for g in grads if g]
+        norms = [distributed.full(torch.nn.utils.get_total_norm(g)) for g in grads if g]
         norm = torch.stack([n.square() for n in norms]).sum().sqrt()
         if norm.device.type == "cpu":
             self.journal.refuse({"gradient_norm": float(norm)}, self.number + 1)
         if self.spec.clip is not None and self.spec.clip_kind == "global":
             scale = (self.spec.clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([g for part in grads for g in part], scale)
+            torch._foreach_mul_([distributed.own(g) for part in grads for g in part], scale)
         elif self.spec.clip is not None:
             for g in (g for part in grads for g in part):
-                g.mul_((self.spec.clip / (g.norm() + 1e-6)).clamp(max=1.0))
+                distributed.own(g).mul_((self.spec.clip / (distributed.full(g.norm()) + 1e-6)).clamp(max=1.0))
         return norm
 
     def _marked(self, name: str) -> bool:
@@ -169,10 +170,11 @@ class Learner:
 
     def save(self) -> None:
         """Write a checkpoint."""
+        tensors = {} if self.folder is None else self.state()  # of what is sharded every process gives its part
         if self.folder is not None and distributed.rank() == 0:
             broken = {k: list(v) for k, v in getattr(self.batches, "broken", {}).items()}
             about = {"total": self.total, "per_epoch": self.per_epoch, "seed": self.seed, "seconds": round(self.seconds, 3), "broken": broken}
-            checkpoint.write(self.folder, self.number, self.state(), about, self.spec.keep)
+            checkpoint.write(self.folder, self.number, tensors, about, self.spec.keep)
         distributed.barrier()
 
     def resume(self, path: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from gnothi.contracts import Spec
+from gnothi.distributed import norms, own
 from gnothi.methods import Group
 from gnothi.schedules import cosine, warm_up_cosine
 
@@ -58,9 +59,9 @@ class LARS(torch.optim.Optimizer):
                 moves = list(torch._foreach_add(moves, params, alpha=group["weight_decay"]))
                 scales = [
                     torch.where((w > 0) & (g > 0), group["trust"] * w / g, torch.ones_like(w))
-                    for w, g in zip(torch._foreach_norm(params), torch._foreach_norm(moves), strict=True)
+                    for w, g in zip(norms(params), norms(moves), strict=True)  # of whole tensors, also where they are sharded
                 ]
-                torch._foreach_mul_(moves, scales)
+                torch._foreach_mul_([own(m) for m in moves], scales)
             buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, moves)
@@ -87,7 +88,8 @@ def build(spec: OptimiserSpec, module: nn.Module, groups: tuple[Group, ...]) -> 
         return torch.optim.AdamW(params, lr=lr, betas=spec.betas, fused=True)
     if spec.name == "lars":
         return LARS(params, lr=lr, momentum=spec.momentum, trust=spec.trust)
-    sgd = torch.optim.SGD(params, lr=lr, momentum=spec.momentum, fused=True)
+    sharded = any(hasattr(p, "full_tensor") for group in params for p in group["params"])  # torch has no fused step of SGD for those
+    sgd = torch.optim.SGD(params, lr=lr, momentum=spec.momentum, fused=not sharded)
     for p in (p for group in sgd.param_groups for p in group["params"]):
         # Fused steps fail where a tensor's first gradient comes later than its group's, as that of a layer frozen at first does.
         sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)

@@ -30,6 +30,8 @@ class TrainingSpec(Spec):
     """Compile the backbone; pays on long runs."""
     recompute: bool = False
     """Activation checkpointing: the backbone's blocks keep their inputs only and compute the rest once more for the gradient. Same numbers."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What each process of torchrun holds: "ddp" all parameters; "fsdp" its share of parameters, gradients, teacher and optimiser (FSDP2)."""
     plain_statistics: bool = True
     """After the last step, BatchNorm takes its running statistics anew from whole images with their own colours, which is what evaluation shows."""
     threads: int | None = Field(default=None, gt=0, le=4096)
