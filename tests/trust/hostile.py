@@ -128,3 +128,15 @@ def pickles(proof: Path) -> dict[str, bytes]:
     np.savez(archive, images=np.array([evil] * 5, dtype=object))
     torch.save({"weights": evil}, saved)
     return {"bare": pickle.dumps(evil), "npy": array.getvalue(), "npz": archive.getvalue(), "torch": saved.getvalue()}
+
+
+def npz(compressed: bool = False, **arrays: Any) -> bytes:
+    out = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(out, **arrays)
+    return out.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()

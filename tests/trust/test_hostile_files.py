@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import pickle
@@ -16,12 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile import everything, outcome, pickles, spoilt
+from hostile import everything, npy, npz, outcome, pickles, spoilt
 from safetensors.torch import save
 
-import gnothi
 from gnothi import pretrain
-from gnothi.contracts import SettingError, Source
+from gnothi.contracts import Source
 from gnothi.data import DataSpec
 from gnothi.data import open as open_data
 from gnothi.data.targets import Targets
@@ -39,18 +37,6 @@ SETTINGS: dict[str, Any] = {
     "training": {"epochs": 1, "batch": 8, "threads": 1},
 }
 IMAGES = torch.randint(256, (16, 16, 16, 3), generator=generator(0, "files"), dtype=torch.uint8).numpy()
-
-
-def npz(compressed: bool = False, **arrays: Any) -> bytes:
-    out = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(out, **arrays)
-    return out.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    np.save(out, array)
-    return out.getvalue()
 
 
 def headed(header: str, body: bytes = b"\0" * 64) -> bytes:
@@ -131,12 +117,12 @@ def test_impossible_arrays_get_one_line(name: str, tmp_path: Path) -> None:
     assert set(everything(tmp_path)) == {name}
 
 
-@pytest.mark.parametrize("name", ["../../up.npy", "/tmp/gnothi-absolute.npy", "a/b/c.npy", "..\\up.npy", "labels.npy"])
+@pytest.mark.parametrize("name", ["../../up.npy", "{folder}/absolute.npy", "a/b/c.npy", "..\\up.npy", "labels.npy"])
 def test_members_of_archives_are_never_written_anywhere(name: str, tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
-    (tmp_path / "below/x.npz").write_bytes(member(name, npy(np.arange(16))))
+    (tmp_path / "below/x.npz").write_bytes(member(name.format(folder=tmp_path), npy(np.arange(16))))
     assert outcome(opened(tmp_path / "below/x.npz")) is None
-    assert set(everything(tmp_path)) == {"below", "below/x.npz"} and not Path("/tmp/gnothi-absolute.npy").exists()
+    assert set(everything(tmp_path)) == {"below", "below/x.npz"}
 
 
 def test_an_archive_that_unpacks_to_more_than_the_memory_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
@@ -460,26 +446,3 @@ def test_pickles_offered_as_anything_are_refused_and_never_opened(run: Path, fol
         for name, action in actions.items():
             assert outcome(action) is not None, (kind, name)
             assert not proof.exists(), (kind, name)
-
-
-def test_the_arguments_that_read_weights_are_refused() -> None:
-    for word in ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        with pytest.raises(SettingError, match=f"backbone.args.{word}: gnothi sets it itself"):
-            build(BackboneSpec(name="resnet18", args={word: "x"}), 3, 32, 0)
-    for name in ("hf-hub:someone/model", "hf_hub:someone/model", "local-dir:/tmp"):
-        with pytest.raises(SettingError, match="no such network"):
-            build(BackboneSpec(name=name), 3, 32, 0)
-
-
-def test_nothing_in_the_source_can_open_a_pickle() -> None:
-    for path in sorted(Path(gnothi.__file__).parent.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                words = {a.name.split(".")[0] for a in node.names} | {getattr(node, "module", None) or ""}
-                assert not words & {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}, path
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("load", "save", "savez", "open_memmap"):
-                owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
-                assert owner not in ("torch", "pickle"), f"{path}:{node.lineno}"
-                if owner == "np" and node.func.attr == "load":
-                    given = {k.arg: k.value for k in node.keywords}
-                    assert isinstance(given.get("allow_pickle"), ast.Constant) and given["allow_pickle"].value is False, f"{path}:{node.lineno}"
