@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gnothi import distributed
 from gnothi.contracts import DataError, SettingError, did_you_mean
 from gnothi.evaluate.result import Predictions, Result, accuracy
 
@@ -18,6 +19,8 @@ MEMORY = 1 << 28
 """Bytes that a search may take by default."""
 WIDEST = 1 << 16
 """Training rows of a block."""
+TALLEST = 256
+"""Test rows of a product. Processes divide a search into whole products, so that each stays what it was, to the last bit."""
 GROUP = 16
 """Columns of which only the largest is looked at first."""
 DISTANCES = {
@@ -111,15 +114,16 @@ def predict(
     leave_one_out: bool | None = None,
     names: Sequence[str] | None = None,
     memory: int = MEMORY,
+    shared: bool = False,
 ) -> tuple[Predictions, str]:
-    """The votes behind ``knn``, row by row, and the protocol in words."""
+    """The votes behind ``knn``, row by row, and the protocol in words; ``shared`` as in ``neighbours``."""
     known, asked = labels_of(train, train_labels, "train"), labels_of(test, test_labels, "test")
     alone = train is test if leave_one_out is None else leave_one_out
     check(k, temperature, distance, memory)
     _fit(train, test, alone)
     voters = len(train) - alone
     ids = np.union1d(known, asked)
-    rows, closeness = neighbours(train, test, min(k, voters), distance=distance, leave_one_out=alone, memory=memory)
+    rows, closeness = neighbours(train, test, min(k, voters), distance=distance, leave_one_out=alone, memory=memory, shared=shared)
     weights = 1 / (1e-5 - closeness) if distance == "euclidean" else np.exp((closeness - closeness[:, :1]) / temperature)
     scores = np.zeros((len(test), len(ids)))
     columns = np.searchsorted(ids, known)[rows]
@@ -134,7 +138,7 @@ def predict(
 
 
 def neighbours(
-    train: Array, test: Array, k: int, *, distance: str = "cosine", leave_one_out: bool = False, memory: int = MEMORY
+    train: Array, test: Array, k: int, *, distance: str = "cosine", leave_one_out: bool = False, memory: int = MEMORY, shared: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest training rows of every test row, exactly.
 
@@ -145,6 +149,7 @@ def neighbours(
         distance: as in ``knn``.
         leave_one_out: row i of ``train`` is no neighbour of row i of ``test``.
         memory: bound in bytes.
+        shared: all processes of ``torchrun`` ask, each searches its share of the test rows, and every one gets all: what one would find, bit for bit.
 
     Returns:
         rows [M, k] int64, nearest first, equal ones by row number; and closeness [M, k] float64: similarity, product, or minus the distance.
@@ -153,9 +158,12 @@ def neighbours(
     wide = min(len(train), WIDEST)
     tall = max(1, memory // 2 // (12 * wide + (16 * k * train.shape[1] if distance == "euclidean" else 0)))  # rows of a product
     held = max(1, memory // 2 // (8 * (train.shape[1] + 6 * k)))  # rows whose best are kept while all training rows pass by
+    tall = min(tall, held, TALLEST)
+    held = held // tall * tall
+    first, last = _share(len(test), tall) if shared else (0, len(test))
     rows, values = np.empty((len(test), k), dtype=np.int64), np.empty((len(test), k))
-    for start in range(0, len(test), held):
-        mine = _features(test, start, min(start + held, len(test)), device, distance)
+    for start in range(first, last, held):
+        mine = _features(test, start, min(start + held, last), device, distance)
         best = _Best(len(mine), k, mine)
         for at in range(0, len(train), wide):
             theirs = _features(train, at, min(at + wide, len(train)), device, distance)
@@ -171,7 +179,17 @@ def neighbours(
         if distance == "euclidean":
             for part in (slice(i, min(i + tall, len(mine))) for i in range(0, len(mine), tall)):
                 values[start:][part] = _minus_distances(train, mine[part], rows[start:][part], device).cpu().numpy()
+    if shared:
+        rows, values = (distributed.join(torch.from_numpy(found[first:last])).numpy() for found in (rows, values))
     return rows, values
+
+
+def _share(n: int, tall: int) -> tuple[int, int]:
+    """Where this process's rows begin and end, of n: whole products, as many as any other process has or one more or less."""
+    products = -(-n // tall)
+    edges = (products * r // distributed.world() * tall for r in (distributed.rank(), distributed.rank() + 1))
+    first, last = (min(edge, n) for edge in edges)
+    return first, last
 
 
 class _Best:

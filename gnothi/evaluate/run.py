@@ -78,7 +78,7 @@ def run(
 
     Returns:
         One result an encoder, in order. ``details["paired"]`` of all but the first: the difference to the first with its interval. Under
-        ``torchrun`` each process embeds its share, the first one measures, and the others get no results.
+        ``torchrun`` each process embeds its share and searches its share of the neighbours; the first one alone fits and gets results.
 
     Raises:
         SettingError: there is no such kind or option.
@@ -96,10 +96,15 @@ def run(
     )
     if distributed.world() > 1:
         vectors = list(vectors)  # memory-mapped; nobody waits for the first process while it measures
-    return [] if distributed.rank() else measure(kind, vectors, rows, options, seed)
+    if distributed.rank() and kind not in SHARED:
+        return []
+    results = measure(kind, vectors, rows, options, seed, shared=True)
+    return [] if distributed.rank() else results
 
 
-def measure(kind: str, vectors: Iterable[tuple[str, np.ndarray, np.ndarray]], rows: Split, options: dict[str, Any], seed: int) -> list[Result]:
+def measure(
+    kind: str, vectors: Iterable[tuple[str, np.ndarray, np.ndarray]], rows: Split, options: dict[str, Any], seed: int, *, shared: bool = False
+) -> list[Result]:
     """Measure vectors of the same rows; the first ones are what the others are compared with.
 
     Args:
@@ -108,13 +113,14 @@ def measure(kind: str, vectors: Iterable[tuple[str, np.ndarray, np.ndarray]], ro
         rows: which rows these are.
         options: as ``chosen`` gave them.
         seed: of every choice.
+        shared: all processes measure, and those kinds that can be divided are.
     """
     results: list[Result] = []
     first: tuple[str, np.ndarray, np.ndarray] | None = None
     for name, x, y in vectors:
         good, whole = ~np.isnan(x[:, 0]), ~np.isnan(y[:, 0])
         predictions, protocol, details = KINDS[kind](
-            _Task(x if good.all() else x[good], y if whole.all() else y[whole], rows.train, rows.test, good, whole, rows.names, seed), options
+            _Task(x if good.all() else x[good], y if whole.all() else y[whole], rows.train, rows.test, good, whole, rows.names, seed, shared), options
         )
         if not (good.all() and whole.all()):
             protocol += f", {(~good).sum() + (~whole).sum()} unreadable images left out"
@@ -148,6 +154,7 @@ class _Task:
     """Readable rows of ``test``."""
     names: tuple[str, ...]
     seed: int
+    shared: bool
 
     @property
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +167,7 @@ class _Task:
 
 def _knn(task: _Task, options: dict[str, Any]) -> tuple[Predictions, str, dict[str, Any]]:
     known, asked = task.labels
-    predictions, protocol = nearest.predict(task.x, known, task.y, asked, leave_one_out=task.same, names=task.names, **options)
+    predictions, protocol = nearest.predict(task.x, known, task.y, asked, leave_one_out=task.same, names=task.names, shared=task.shared, **options)
     return predictions, protocol, {}
 
 
@@ -173,6 +180,8 @@ def _linear(task: _Task, options: dict[str, Any]) -> tuple[Predictions, str, dic
 
 
 KINDS: dict[str, Callable[[_Task, dict[str, Any]], tuple[Predictions, str, dict[str, Any]]]] = {"knn": _knn, "linear": _linear}
+SHARED = ("knn",)
+"""Kinds whose work processes divide."""
 CHECKS: dict[str, Callable[..., None]] = {"knn": nearest.check, "linear": check_linear}
 OPTIONS: dict[str, tuple[str, ...]] = {"knn": ("k", "temperature", "distance", "preset", "memory"), "linear": ("protocol", "fraction")}
 
