@@ -40,4 +40,4 @@ class BarlowSpace(Space):
 class Barlow(Method):
     """Two views, a wide projector, decorrelated features."""
 
-    name, space_type, multi_crop, accumulates = "barlow", BarlowSpace, False, False
+    name, space_type, accumulates = "barlow", BarlowSpace, False

@@ -240,7 +240,7 @@ class Method(nn.Module):
         """Named terms, and what ``after_step`` needs."""
         said, answered = [b.said for b in outputs.online], [b.said for b in outputs.target]
         targets = self.space.targets(said[: views.n_global] if self.space.both_learn else answered, step)
-        value = self.space.agree(said[:1] if self.space.symmetric else said, targets, step)
+        value = self.space.agree(said[:1] if self.space.symmetric and len(said) == views.n_global else said, targets, step)
         return {self.name: value}, self.space.keep(answered)
 
     @torch.no_grad()

@@ -46,4 +46,4 @@ class VICRegSpace(Space):
 class VICReg(Method):
     """Two views, a wide projector, three terms."""
 
-    name, space_type, multi_crop, accumulates = "vicreg", VICRegSpace, False, False
+    name, space_type, accumulates = "vicreg", VICRegSpace, False

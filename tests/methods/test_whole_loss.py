@@ -31,9 +31,10 @@ def expected(method: Method, views: Views, step: Step) -> float:
     if name == "simclr":
         return oracles.simclr(matrices, spec.temperature)
     if name == "barlow":
-        return oracles.barlow(matrices[0], matrices[1], spec.trade_off)
+        return oracles.mean([oracles.barlow(a, b, spec.trade_off) for a, b in oracles.pairs(matrices, matrices[:2])])
     if name == "vicreg":
-        return oracles.vicreg(matrices[0], matrices[1], spec.invariance, spec.variance, spec.covariance)
+        both = [oracles.vicreg(a, b, spec.invariance, spec.variance, spec.covariance) for a, b in oracles.pairs(matrices, matrices[:2])]
+        return oracles.mean(both)
     if name == "swav":
         scores = [plain(F.normalize(x, dim=-1) @ space.head.last.weight.T) for x in z]
         late = step.progress >= spec.queue_start and step.number * len(views.index) >= spec.queue
