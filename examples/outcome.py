@@ -82,7 +82,7 @@ def measured(run: str, train: str, test: str) -> list[Result]:
     found = [r for kind in ("knn", "linear") for r in evaluate.run(kind, list(names), train, test)]
     for result in found:
         result.details.get("paired", {}).update(against="trained")
-    return [replace(r, encoder=names[r.encoder]) for r in found]
+    return [replace(r, encoder=names[r.encoder], protocol=r.protocol.replace(f"{Path(train).parent}/", "")) for r in found]
 
 
 def plain(name: str, known: np.ndarray, asked: np.ndarray, train: Source, test: Source, first: Result) -> Result:

@@ -82,7 +82,7 @@ def fashion(folder: Path) -> Path:
 def toy(name: str, module: ModuleType, at: Path) -> tuple[dict[str, Any], list[str]]:
     """What a project wrote when it ran for an epoch, and its command line."""
     made = {"blood_cells": blood, "flowers": flowers, "fashion": fashion}
-    words = [str(made[name](at / "data"))] if name in made else ["--cells", "2"]
+    words = [str(made[name](at / "data"))] if name in made else ["--cells", "2"]  # of each phenotype on a plate
     words += ["--epochs", "1", "--out", str(at / "runs"), "--results", str(at / "results")]
     module.main(words)
     return json.loads((at / "results" / f"{name}.json").read_text()), words
@@ -109,7 +109,7 @@ def test_a_project_trains_measures_and_does_nothing_twice(name: str, examples: A
 def test_every_project_is_short_and_says_how_it_is_run() -> None:
     for name in PROJECTS:
         text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 125 and f"python examples/{name}.py" in text.split('"""')[1]
+        assert len(text.splitlines()) <= 140 and f"python examples/{name}.py" in text.split('"""')[1]
 
 
 # ---- blood cells ---------------------------------------------------------------------------------
@@ -196,6 +196,17 @@ def test_brightness_says_nothing_of_the_phenotype_and_no_pixel_is_clipped(exampl
     assert evaluate.linear(means, labels, means, labels).value < 0.25  # not even those it was told
     light = ((means.double() - example.OFFSET) / example.GAIN - example.BACKGROUND).log()  # of photons, whatever a channel shows
     assert torch.allclose(light.mean(0).exp(), torch.tensor(example.PHOTONS, dtype=torch.float64), rtol=0.3)
+
+
+def test_a_levelled_image_does_not_tell_how_much_light_there_was(examples: Any) -> None:
+    example = examples("microscopy")
+    images = example.plate(0, 1, 2)[0]
+    even = example.levelled(images)
+    gains = torch.tensor([1, 1.3, 1.6, 2, 1.1])[:, None, None]
+    other = (example.OFFSET + gains * (images.float() - example.OFFSET)).clamp(0, 65535).round().to(torch.int32).to(torch.uint16)
+    assert even.dtype == torch.uint16 and torch.allclose(even.float().mean((2, 3)), torch.tensor(example.LEVEL), rtol=0.02)
+    assert (even.to(torch.int32) - example.levelled(other).to(torch.int32)).abs().max() <= 10  # rounding
+    assert not torch.equal(images, even)
 
 
 def test_a_plate_is_a_function_of_seed_and_number(examples: Any) -> None:
