@@ -43,7 +43,7 @@ SGD_RATE = {
     "simclr": 0.24,
     "moco": 0.24,
     "byol": 0.48,
-    "simsiam": 0.12,
+    "simsiam": 0.24,
     "swav": 0.24,
     "dino": 0.12,
     "barlow": 0.06,
