@@ -18,6 +18,7 @@ import click
 import parts
 import pictures
 import projects
+import scale
 import studies
 import tables
 from click.testing import CliRunner
@@ -100,7 +101,9 @@ def reading() -> str:
 
 
 OWN = (settings, recipes, view_recipes, verbs, files, reading)
-WRITERS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*tables.TABLES, *studies.STUDIES, *OWN, *parts.PARTS, *projects.TABLES)}
+WRITERS: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (*tables.TABLES, *studies.STUDIES, *OWN, *parts.PARTS, *projects.TABLES, *scale.SCALE)
+}
 
 
 def written(text: str) -> str:

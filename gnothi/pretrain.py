@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import platform
-import resource
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +20,7 @@ from torch import Tensor, nn
 import gnothi
 from gnothi import distributed
 from gnothi.auxiliary import AUXILIARIES
-from gnothi.contracts import DataError, RunError, SettingError, Source, Step
+from gnothi.contracts import DataError, RunError, SettingError, Step
 from gnothi.data import Subset
 from gnothi.encoders import load as load_encoder
 from gnothi.encoders.inputs import centre
@@ -368,74 +365,3 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "command": sys.argv,
     }
-
-
-# ---- planning -----------------------------------------------------------------------------------
-def plan(resolved: Resolved, steps: int = 6) -> dict[str, Any]:
-    """What a run will cost: a few steps are taken for a measure, nothing is kept.
-
-    Args:
-        resolved: the run.
-        steps: how many to take; the first two warm up.
-
-    Returns:
-        steps, seconds a step, seconds in all, peak memory in bytes, parameters, FLOPs in all, bytes of a checkpoint.
-    """
-    torch.set_num_threads(resolved.threads)
-    objective = build(resolved)
-    s, total = resolved.spec, max(steps, resolved.total)
-    views = batches(resolved, objective, total)
-    learner = Learner(objective, views, spec=s.training, optimiser=s.optimiser, total=total, per_epoch=resolved.per_epoch, seed=s.seed)
-    times: list[float] = []
-    try:
-        for _ in range(steps):
-            began = time.monotonic()
-            learner.step()
-            if resolved.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.monotonic() - began)
-    finally:
-        views.close()
-    step_seconds = float(np.median(times[2:]))
-    encoder = live_encoder(resolved, objective.method)
-    images = centre(resolved.pixels.unit(_first(resolved.kept)), s.views.size or 0).repeat(HEALTH_SAMPLE, 1, 1, 1)
-    began = time.monotonic()
-    encoder.encode(images)
-    an_image = (time.monotonic() - began) / HEALTH_SAMPLE
-    along = Along(resolved)
-    times_of = {name: math.ceil(resolved.total / every) for name, every in learner.every.items()}
-    looks = times_of["health_every"] * HEALTH_SAMPLE
-    looks += times_of["evaluate_every"] * (len(along.train) + len(along.test)) if len(along.test) else 0
-    crops = () if s.method.name == "none" else (*resolved.views.global_crops, *resolved.views.local_crops)
-    sizes = [c.size for c in crops] + [size for a in objective.auxiliaries.values() for size in a.passes(resolved.views)]
-    forward = sum(n * backbones.flops(objective.method.backbone, resolved.source.channels, size) for size, n in Counter(sizes).items())
-    slow = (
-        0
-        if objective.method.slow is None
-        else sum(backbones.flops(objective.method.backbone, resolved.source.channels, c.size) for c in resolved.views.global_crops)
-    )
-    return {
-        "steps": resolved.total,
-        "step_seconds": step_seconds,
-        "seconds": step_seconds * resolved.total + an_image * looks,
-        "peak_memory": _peak(resolved.device),
-        "parameters": sum(p.numel() for p in objective.method.backbone.parameters()),
-        "flops": (3 * forward + slow) * (s.training.batch or 0) * resolved.total,
-        "checkpoint_bytes": sum(t.numel() * t.element_size() for t in learner.state().values()),
-    }
-
-
-def _first(source: Source) -> Tensor:
-    """The first image that can be read, [1, C, H, W]."""
-    for row in range(len(source)):
-        try:
-            return source.image(row)[None]
-        except DataError:
-            continue
-    raise DataError("no image can be read")
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -14,8 +14,9 @@ import gnothi
 
 PACKAGE = Path(gnothi.__file__).parent
 ORDER = (
-    "randomness", "contracts", "files", "distributed", "schedules", "losses", "data", "views", "models", "methods", "auxiliary", "training",
-    "recipes", "encoders", "evaluate", "pretrain", "transfer", "ensemble", "export", "report", "comparison", "search", "demo", "cli",
+    "randomness", "contracts", "forecast", "files", "distributed", "schedules", "losses", "data", "views", "models", "methods", "auxiliary",
+    "training", "recipes", "encoders", "evaluate", "pretrain", "plan", "transfer", "ensemble", "export", "report", "comparison", "search",
+    "demo", "cli",
 )  # fmt: skip
 """A module imports only from those before its own; `gnothi` itself stands for the version, which all may read."""
 SIBLINGS = {"methods": {"method", "alone"}, "auxiliary": {"auxiliary", "matching", "patches", "permutations"}}

@@ -22,6 +22,7 @@ from gnothi import pretrain
 from gnothi.auxiliary import AUXILIARIES, AuxiliarySpec
 from gnothi.contracts import DataError, GnothiError, SettingError, Step
 from gnothi.evaluate import knn
+from gnothi.plan import plan
 from gnothi.randomness import generator
 from gnothi.training import checkpoint
 from gnothi.training.progress import Silent
@@ -351,7 +352,7 @@ def test_an_auxiliary_of_weight_zero_is_not_built_and_the_run_is_bit_for_bit_the
 def test_planning_keeps_nothing_and_counts_what_a_run_would_do(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     resolved = pretrain.resolve(str(data), settings=SETTINGS, device="cpu")
-    cost = pretrain.plan(resolved)
+    cost = plan(resolved)
     assert cost["steps"] == STEPS and cost["seconds"] >= STEPS * cost["step_seconds"]
     assert cost["parameters"] == sum(p.numel() for p in pretrain.build(resolved).method.backbone.parameters())
     assert os.listdir(tmp_path) == []

@@ -49,17 +49,25 @@ def chosen(
 
 @click.command()
 @choices
-def plan(data: str, recipe: str | None, device: str | None, as_json: bool, **choice: Any) -> None:
+@click.option("--processes", type=click.IntRange(min=1), metavar="N", help="Predict it for so many processes of torchrun, each with such a machine.")
+@click.option("--images", type=click.FloatRange(min=1), metavar="N", help="Predict it for so many images to train on, such as 1e6.")
+def plan(data: str, recipe: str | None, device: str | None, as_json: bool, processes: int | None, images: float | None, **choice: Any) -> None:
     """Say what a run will cost, before anything is spent.
 
-    A few steps are taken for a measure; nothing is kept. Takes the options of `train`.
+    A few steps are taken for a measure; nothing is kept. Takes the options of `train`. With --processes or --images the cost is predicted
+    instead: the run's operations and bytes are counted, and short steps of small networks say, within a minute or two, what such a machine makes of
+    them.
     """
-    from gnothi import pretrain
+    from gnothi import plan as planning
     from gnothi.recipes.resolve import resolve
     from gnothi.training.progress import duration
 
     resolved = resolve(data, recipe_name=recipe, settings=chosen(**choice), device=device)
-    cost = pretrain.plan(resolved)
+    if processes is not None or images is not None:
+        found = planning.predict(resolved, processes or 1, None if images is None else int(images))
+        told(as_json, {**resolved.record(), "cost": planning.told(found)}, lambda: f"{resolved.words()}\n\n{foretold(found, processes or 1)}")
+        return
+    cost = planning.plan(resolved)
     told(
         as_json,
         {**resolved.record(), "cost": cost},
@@ -69,6 +77,19 @@ def plan(data: str, recipe: str | None, device: str | None, as_json: bool, **cho
             f"{cost['peak_memory'] / 2**30:.1f} GiB of memory, {cost['checkpoint_bytes'] / 2**20:.0f} MiB a checkpoint, "
             f"{cost['parameters'] / 1e6:.2f} million parameters in the encoder, {cost['flops']:.2g} FLOPs"
         ),
+    )
+
+
+def foretold(found: Any, processes: int) -> str:
+    """A prediction in words."""
+    from gnothi.training.progress import duration
+
+    over = f"over {processes} processes, each with a machine such as this one" if processes > 1 else "in one process"
+    waits = f", of which {found.waiting:.0%} waits for other processes" if processes > 1 else ""
+    return (
+        f"predicted {over}: {found.steps:,} steps of {found.step_seconds:.3g} s{waits}\n"
+        f"{1 / found.step_seconds:.3g} steps/s, {found.images_per_second:,.0f} images/s: about {duration(found.seconds)} in all\n"
+        f"{found.memory / 2**30:.1f} GiB of memory a process, {found.checkpoint / 2**20:.0f} MiB a checkpoint"
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gnothi import pretrain
 from gnothi.contracts import SettingError
+from gnothi.plan import plan
 from gnothi.recipes.resolve import Resolved
 
 STEPS = 8
@@ -52,7 +52,7 @@ class Budget:
 
 def look(resolved: Resolved) -> Cost:
     """Build an arm and take a few steps, of which nothing is kept."""
-    cost = pretrain.plan(resolved, STEPS)
+    cost = plan(resolved, STEPS)
     fixed = cost["seconds"] - cost["step_seconds"] * cost["steps"]
     return Cost(resolved.spec.training.epochs or 1, cost["steps"], resolved.per_epoch, cost["step_seconds"], fixed)
 

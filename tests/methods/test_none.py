@@ -16,6 +16,7 @@ from gnothi import pretrain
 from gnothi.contracts import Outputs, SettingError, Want
 from gnothi.methods.none import NoMethod, NoneSpec
 from gnothi.models import backbone as backbones
+from gnothi.plan import plan
 from gnothi.randomness import generator
 from gnothi.recipes.resolve import resolve
 from gnothi.training import checkpoint, health
@@ -84,7 +85,7 @@ def test_views_are_a_plain_crop_and_a_plan_counts_what_auxiliaries_encode(data):
     resolved = resolve(str(data), settings=settings("rotation", "jigsaw"), device="cpu")
     (crop,) = resolved.views.global_crops
     assert crop.photometric == type(crop.photometric)() and crop.flip == 0.5
-    planned = pretrain.plan(resolved, steps=3)
+    planned = plan(resolved, steps=3)
     network = pretrain.build(resolved).method.backbone
     one = 4 * backbones.flops(network, 3, 16) + 4 * backbones.flops(network, 3, 8)  # four turns, four tiles
     assert planned["flops"] == 3 * one * 8 * resolved.total

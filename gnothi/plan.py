@@ -1,0 +1,285 @@
+"""What a run will cost, before anything is spent: measured by a few of its own steps, or predicted for other numbers of processes and images."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+from gnothi.contracts import DataError, SettingError, Source
+from gnothi.encoders.inputs import centre
+from gnothi.forecast import Demand, Forecast, Link, Plan, Rates, fit, forecast
+from gnothi.models import backbone as backbones
+from gnothi.models.blocks import activations
+from gnothi.pretrain import HEALTH_SAMPLE, Along, batches, build, live_encoder
+from gnothi.recipes.resolve import Resolved, resolve
+from gnothi.schedules import steps as to_steps
+from gnothi.training.learner import Learner
+
+COUNTED = 8
+"""Images of the batch whose operations and bytes are counted."""
+WARM, TIMED = 2, 4
+"""Steps of a calibration's case before the clock starts, and by it."""
+Case = tuple[str, dict[str, Any], int, int]
+CASES: tuple[Case, ...] = (
+    ("micro-resnet", {}, 32, 64),
+    ("micro-resnet", {"widths": [64, 128, 256, 512]}, 32, 8),
+    ("micro-resnet", {"widths": [32, 64, 128, 256]}, 48, 16),
+    ("micro-vit", {}, 32, 64),
+    ("micro-vit", {"width": 192, "heads": 3, "depth": 8}, 32, 16),
+    ("micro-vit", {"width": 384, "heads": 6, "depth": 4}, 32, 16),
+    ("micro-vit", {"width": 96, "heads": 3, "depth": 12}, 56, 8),
+)
+"""Backbone, its arguments, side of the crops in pixels, and batch of a calibration's steps."""
+
+
+# ---- measured -----------------------------------------------------------------------------------
+def plan(resolved: Resolved, steps: int = 6) -> dict[str, Any]:
+    """What a run will cost: a few steps are taken for a measure, nothing is kept.
+
+    Args:
+        resolved: the run.
+        steps: how many to take; the first two warm up.
+
+    Returns:
+        steps, seconds a step, seconds in all, peak memory in bytes, parameters, FLOPs in all, bytes of a checkpoint.
+    """
+    torch.set_num_threads(resolved.threads)
+    learner = learner_of(resolved, max(steps, resolved.total))
+    objective, s = learner.objective, resolved.spec
+    step_seconds = timed(learner, resolved.device, 2, steps - 2)
+    encoder = live_encoder(resolved, objective.method)
+    images = centre(resolved.pixels.unit(_first(resolved.kept)), s.views.size or 0).repeat(HEALTH_SAMPLE, 1, 1, 1)
+    began = time.monotonic()
+    encoder.encode(images)
+    an_image = (time.monotonic() - began) / HEALTH_SAMPLE
+    crops = () if s.method.name == "none" else (*resolved.views.global_crops, *resolved.views.local_crops)
+    sizes = [c.size for c in crops] + [size for a in objective.auxiliaries.values() for size in a.passes(resolved.views)]
+    forward = sum(n * backbones.flops(objective.method.backbone, resolved.source.channels, size) for size, n in Counter(sizes).items())
+    slow = (
+        0
+        if objective.method.slow is None
+        else sum(backbones.flops(objective.method.backbone, resolved.source.channels, c.size) for c in resolved.views.global_crops)
+    )
+    return {
+        "steps": resolved.total,
+        "step_seconds": step_seconds,
+        "seconds": step_seconds * resolved.total + an_image * looks(resolved, resolved.total, resolved.per_epoch),
+        "peak_memory": peak(resolved.device),
+        "parameters": sum(p.numel() for p in objective.method.backbone.parameters()),
+        "flops": (3 * forward + slow) * (s.training.batch or 0) * resolved.total,
+        "checkpoint_bytes": _bytes(learner.state()),
+    }
+
+
+def looks(resolved: Resolved, total: int, per_epoch: int) -> int:
+    """Images that health and k-NN along the way look at in a run of so many steps."""
+
+    def times(name: str) -> int:
+        every = to_steps(getattr(resolved.spec.training, name), per_epoch, total, setting=f"training.{name}")
+        return math.ceil(total / max(1, every))
+
+    along = Along(resolved)
+    asked = len(along.train) + len(along.test) if len(along.test) else 0
+    return times("health_every") * HEALTH_SAMPLE + times("evaluate_every") * asked
+
+
+def learner_of(resolved: Resolved, total: int) -> Learner:
+    """A run's Learner that keeps nothing."""
+    objective, s = build(resolved), resolved.spec
+    views = batches(resolved, objective, total)
+    return Learner(objective, views, spec=s.training, optimiser=s.optimiser, total=total, per_epoch=resolved.per_epoch, seed=s.seed)
+
+
+def timed(learner: Learner, device: torch.device, warm: int, steps: int) -> float:
+    """Seconds of a step: the median of some, after others; then the loaders are closed."""
+    times: list[float] = []
+    views: Any = learner.batches
+    try:
+        for _ in range(warm + steps):
+            began = time.monotonic()
+            learner.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.monotonic() - began)
+    finally:
+        views.close()
+    return float(np.median(times[warm:]))
+
+
+def _first(source: Source) -> Tensor:
+    """The first image that can be read, [1, C, H, W]."""
+    for row in range(len(source)):
+        try:
+            return source.image(row)[None]
+        except DataError:
+            continue
+    raise DataError("no image can be read")
+
+
+def _bytes(tensors: Mapping[Any, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def peak(device: torch.device) -> int:
+    """Bytes that this process held at the most, on its device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ---- predicted ----------------------------------------------------------------------------------
+def predict(resolved: Resolved, processes: int = 1, images: int | None = None) -> Forecast:
+    """What a run will cost over several processes, each with a machine such as this one, and of other numbers of images.
+
+    The run is counted: operations and bytes of a step of a few images. A calibration says what this machine makes of such counts: short steps of
+    small networks.
+
+    Args:
+        resolved: the run; its joint batch stays.
+        processes: over how many.
+        images: how many train; by default as many as there are.
+
+    Raises:
+        SettingError: the batch cannot be divided so.
+    """
+    t = resolved.spec.training
+    batch, images = t.batch or 1, images or len(resolved.kept)
+    if processes < 1 or batch % (processes * t.accumulate):
+        share = processes * t.accumulate
+        raise SettingError(f"training.batch must be a multiple of training.accumulate times --processes, {share}, got {batch}")
+    if images < batch:
+        raise SettingError(f"--images must be at least training.batch, {batch}, got {images}")
+    base = resident() if resolved.device.type == "cpu" else 0
+    per_epoch, epochs = images // batch, t.epochs or 1.0
+    total = max(1, round(epochs * per_epoch))
+    cut = Plan(images, batch, epochs, processes, t.accumulate, t.parallel, looks(resolved, total, per_epoch))
+    return forecast(count(resolved), cut, calibrate(resolved), link(resolved.device) if processes > 1 else Link(0.0, 1.0), base)
+
+
+def resident() -> int:
+    """Bytes that this process holds now."""
+    if os.path.isdir("/proc/self"):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return peak(torch.device("cpu"))
+
+
+def resized(resolved: Resolved, batch: int) -> Resolved:
+    """The same run with another batch, in one micro-batch, whose images are cut here."""
+    t = resolved.spec.training.model_copy(update={"batch": batch, "accumulate": 1})
+    return replace(resolved, spec=resolved.spec.model_copy(update={"training": t}), workers=0)
+
+
+def count(resolved: Resolved) -> Demand:
+    """What a step asks for, by counting one of a few images and one of half as many: what does not grow with them is kept apart."""
+    many = min(COUNTED, len(resolved.kept))
+    large, small = (_counted(resolved, images) for images in (many, many // 2))
+    more = many - many // 2
+    kept = (large["kept"] - small["kept"]) / more
+    return Demand(
+        flops=(large["flops"] - small["flops"]) / more,
+        kept=kept,
+        once=max(0.0, large["kept"] - many * kept),
+        crops=large["crops"] / many,
+        learned=large["learned"],
+        state=large["state"],
+        waits=large["waits"] + 2,  # and the check of the terms, and the merging of what is carried
+        look=float(large["look"]),
+    )
+
+
+def _counted(resolved: Resolved, images: int) -> dict[str, int]:
+    """Of one step of so many images: FLOPs, bytes kept and bytes of crops; and of the run what does not depend on them."""
+    small = resized(resolved, images)
+    learner = learner_of(small, small.total)
+    objective, views, waits = learner.objective, learner.batches(0), [0]
+    for m in objective.modules():
+        if isinstance(m, _BatchNorm):  # its mean and its variance, and the gradients of both
+            m.register_forward_hook(lambda *_: waits.append(4 if torch.is_grad_enabled() else 2))
+    with FlopCounterMode(display=False) as flops, activations(objective) as kept:
+        learner.step()
+    closing: Any = learner.batches
+    closing.close()
+    return {
+        "flops": flops.get_total_flops(),
+        "kept": kept(),
+        "crops": sum(_bytes(dict(enumerate(v.images))) for v in (views, *views.extra.values())),
+        "learned": _bytes({n: p for n, p in objective.named_parameters() if p.requires_grad}),
+        "state": _bytes(learner.state()),
+        "waits": sum(waits),
+        "look": backbones.flops(objective.method.backbone, resolved.source.channels, resolved.spec.views.size or 0),
+    }
+
+
+def calibrate(resolved: Resolved) -> Rates:
+    """What this machine makes of counted steps, in the run's precision and with its threads."""
+    return fit([sample(case, resolved) for case in CASES])
+
+
+def sample(case: Case, like: Resolved) -> tuple[Demand, float, float]:
+    """What a case's step asks for, its images, and its seconds."""
+    name, args, size, batch = case
+    t = like.spec.training
+    training = {"batch": batch, "precision": t.precision, "channels_last": t.channels_last, "threads": like.threads, "workers": 0}
+    settings = {"method": {"name": "simclr"}, "backbone": {"name": name, "args": args}, "views": {"size": size}, "training": training}
+    settings["data"] = {"holdout": 0.0}
+    resolved = resolve("photos", recipe_name="any", settings=settings, device=str(like.device))
+    torch.set_num_threads(like.threads)
+    demand = count(resolved)
+    return demand, batch, timed(learner_of(resolved, resolved.total), resolved.device, WARM, TIMED)
+
+
+# ---- other processes ----------------------------------------------------------------------------
+def link(device: torch.device) -> Link:
+    """What two processes on this machine hear of each other; over GPUs where there are two."""
+    import torch.multiprocessing as mp
+
+    on = "cuda" if device.type == "cuda" and torch.cuda.device_count() > 1 else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_talk, (folder, on), nprocs=2)
+        latency, large = map(float, Path(folder, "heard").read_text().split())
+    return Link(latency, _MEASURED / max(large - latency, 1e-9))
+
+
+_MEASURED = 1 << 24
+"""Bytes of the large message; of two processes each sends as many."""
+
+
+def _talk(rank: int, folder: str, device: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    where = torch.device(device, rank) if device == "cuda" else torch.device("cpu")
+    medians = []
+    for numbers, rounds in ((1, 50), (_MEASURED // 4, 6)):
+        message, times = torch.ones(numbers, device=where), []
+        for _ in range(rounds):
+            began = time.monotonic()
+            dist.all_reduce(message)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.monotonic() - began)
+        medians.append(float(np.median(times[1:])))
+    if rank == 0:
+        Path(folder, "heard").write_text(" ".join(map(str, medians)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def told(found: Forecast) -> dict[str, Any]:
+    """A prediction as plain values."""
+    return {**asdict(found), "hours": found.seconds / 3600, "steps_per_second": 1 / found.step_seconds}

@@ -1,0 +1,112 @@
+"""What is counted of a run against a step of the whole batch, and what is made of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from terminal import said
+from torch.utils.flop_counter import FlopCounterMode
+
+from gnothi import plan as planning
+from gnothi.contracts import SettingError
+from gnothi.forecast import Link, Plan, Rates, forecast
+from gnothi.models.blocks import activations, blocks
+from gnothi.recipes.resolve import Resolved, resolve
+
+
+def resolved(**settings: Any) -> Resolved:
+    chosen = {"training": {"batch": 32, "threads": 1, "precision": "fp32"}, "data": {"holdout": 0.0}, "backbone": {"args": {"widths": [6, 8]}}}
+    for key, value in settings.items():
+        chosen[key] = {**chosen.get(key, {}), **value} if key != "backbone" else value
+    return resolve("photos", recipe_name="any", settings={"views": {"size": 16}, **chosen}, device="cpu")
+
+
+VIT = {"name": "micro-vit", "args": {"width": 24, "heads": 2, "depth": 3}, "patch_size": 2}
+
+
+@pytest.mark.parametrize("settings", [{"method": {"name": "simclr", "hidden": 32}}, {"method": {"name": "dino", "hidden": 32}, "backbone": VIT}])
+def test_a_few_images_tell_what_a_whole_batch_asks_for(settings: dict[str, Any]) -> None:
+    """Operations and bytes of a step of 32, from steps of 8 and 4; crops exactly."""
+    run = resolved(**settings)
+    demand = planning.count(run)
+    learner = planning.learner_of(planning.resized(run, 32), 10)
+    with FlopCounterMode(display=False) as flops, activations(learner.objective) as kept:
+        learner.step()
+    assert 32 * demand.flops == pytest.approx(flops.get_total_flops(), rel=0.03)
+    assert 32 * demand.kept + demand.once == pytest.approx(kept(), rel=0.03)
+    assert demand.state == pytest.approx(
+        sum(t.numel() * t.element_size() for t in learner.state().values()), abs=100
+    )  # the sums of a line of metrics
+    assert demand.learned == 4 * sum(p.numel() for p in learner.objective.parameters() if p.requires_grad)
+    assert demand.crops == 4 * 3 * sum(c.size**2 for c in (*run.views.global_crops, *run.views.local_crops))
+
+
+def test_batchnorm_waits_four_times_a_pass_and_twice_where_there_is_no_gradient() -> None:
+    """Mean and variance, and their gradients: of two stages, a shortcut and a stem, and of heads. BYOL: view by view, a teacher without gradient."""
+    norms, head = 1 + 2 + 3, 1
+    assert planning.count(resolved(method={"name": "simclr"})).waits == 4 * (norms + head) + 2
+    assert planning.count(resolved(method={"name": "byol"})).waits == 2 * (4 + 2) * (norms + 2) + 2
+
+
+def test_recomputing_is_counted() -> None:
+    """Once more forward through the blocks, but for the last product of each, on which no gradient hangs; and less is kept."""
+    plain, again = (planning.count(resolved(backbone=VIT, method={"name": "simclr"}, training={"recompute": r})) for r in (False, True))
+    net = planning.build(resolved(backbone=VIT)).method.backbone
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        for block in blocks(net):
+            block(torch.zeros(2, 65, 24))  # an image's two views
+    assert again.flops - plain.flops == flops.get_total_flops() - 3 * 2 * (2 * 65) * 48 * 24 and again.kept < plain.kept / 2
+
+
+def test_it_predicts_for_other_processes_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "calibrate", lambda _: Rates((1e-11, 1e-9, 0.0, 1e-10, 0.01)))
+    monkeypatch.setattr(planning, "link", lambda _: Link(1e-4, 1e9))
+    run = resolved(training={"epochs": 3})
+    found = planning.predict(run, processes=4, images=10**6)
+    assert found.steps == 3 * (10**6 // 32)
+    cut = Plan(10**6, 32, 3.0, 4, looks=planning.looks(run, found.steps, 10**6 // 32))
+    expected = forecast(planning.count(run), cut, Rates((1e-11, 1e-9, 0.0, 1e-10, 0.01)), Link(1e-4, 1e9))
+    assert (found.seconds, found.step_seconds) == (expected.seconds, expected.step_seconds)
+    assert found.memory > expected.memory  # of what the process holds already
+    told = said(
+        "plan", "photos", "--processes", "4", "--images", "1e6", "--set", "training.epochs=3", "--set", "training.batch=32", "--device", "cpu"
+    )
+    assert told["cost"]["steps"] == found.steps and told["cost"]["hours"] == pytest.approx(told["cost"]["seconds"] / 3600)
+
+
+def test_health_and_knn_along_the_way_look_as_often_as_they_are_marked() -> None:
+    run = resolved(training={"health_every": "25%", "evaluate_every": "3 steps"}, data={"holdout": 0.1})
+    along = planning.Along(run)
+    assert planning.looks(run, 20, 5) == 4 * planning.HEALTH_SAMPLE + 7 * (len(along.train) + len(along.test))
+
+
+@pytest.mark.parametrize(
+    ("processes", "images", "words"),
+    [
+        (3, None, "training.batch must be a multiple of training.accumulate times --processes, 3, got 32"),
+        (2, 31, "--images must be at least training.batch, 32, got 31"),
+    ],
+)
+def test_what_cannot_be_cut_so_is_refused(processes: int, images: int | None, words: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        planning.predict(resolved(), processes, images)
+    assert str(caught.value) == words
+
+
+@pytest.mark.slow
+def test_a_calibration_gives_rates_that_can_be() -> None:
+    """Of a processor between 0.1 and 10,000 GFLOPs a second, whose steps it explains within a factor of four on any machine."""
+    run, cases = resolved(), planning.CASES[::3]
+    samples = [planning.sample(case, run) for case in cases]
+    rates = planning.fit(samples)
+    assert all(0.25 < rates.step(demand, images) / seconds < 4 for demand, images, seconds in samples)
+    assert 1e8 < 1 / max(rates.seconds[0], 1e-13) < 1e14
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_hear_of_each_other() -> None:
+    found = planning.link(torch.device("cpu"))
+    assert 1e-7 < found.latency < 1 and 1e6 < found.bandwidth < 1e13
