@@ -89,7 +89,8 @@ def test_health_and_knn_along_the_way_look_as_often_as_they_are_marked() -> None
         (2, 31, "--images must be at least training.batch, 32, got 31"),
     ],
 )
-def test_what_cannot_be_cut_so_is_refused(processes: int, images: int | None, words: str) -> None:
+def test_what_cannot_be_cut_so_is_refused(processes: int, images: int | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "count", lambda _: pytest.fail("before anything is counted"))
     with pytest.raises(SettingError) as caught:
         planning.predict(resolved(), processes, images)
     assert str(caught.value) == words
