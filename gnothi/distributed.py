@@ -47,9 +47,12 @@ def device_of(name: str | None) -> torch.device:
 def start(device: torch.device) -> None:
     """Join the processes that ``torchrun`` started; nothing to do for a plain process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
         # A store of its own for each start: after a restart torchrun's holds the addresses of the processes that ended.
-        store, own, count = next(iter(dist.rendezvous("env://")))
-        apart = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store, own, count = next(iter(rendezvous("env://")))
+        apart = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=apart, rank=own, world_size=count)
         dist.distributed_c10d._get_default_store().set(_key("place", rank()), f"{socket.gethostname()} {os.getpid()}")
 

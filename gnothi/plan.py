@@ -247,11 +247,11 @@ def sample(case: Case, like: Resolved) -> tuple[Demand, float, float]:
 # ---- other processes ----------------------------------------------------------------------------
 def link(device: torch.device) -> Link:
     """What two processes on this machine hear of each other; over GPUs where there are two."""
-    import torch.multiprocessing as mp
+    from torch.multiprocessing.spawn import spawn
 
     on = "cuda" if device.type == "cuda" and torch.cuda.device_count() > 1 else "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_talk, (folder, on), nprocs=2)
+        spawn(_talk, (folder, on), nprocs=2)
         latency, large = map(float, Path(folder, "heard").read_text().split())
     return Link(latency, _MEASURED / max(large - latency, 1e-9))
 

@@ -151,7 +151,8 @@ class Along:
     def _labelled(self, rows: np.ndarray, most: int, seed: int) -> np.ndarray:
         labels = self.source.labels
         rows = rows[:0] if labels is None else rows[labels[rows] >= 0]
-        return rows[torch.randperm(len(rows), generator=generator(seed, "knn along")).numpy()[:most]]
+        drawn: np.ndarray = rows[torch.randperm(len(rows), generator=generator(seed, "knn along")).numpy()[:most]]
+        return drawn
 
     def __call__(self, method: nn.Module, step: Step) -> list[dict[str, Any]]:
         """Lines of metrics; none where no image is held out."""

@@ -127,7 +127,7 @@ def _refuse(spec: BackboneSpec, setting: str, why: str, *, unless: bool = False)
 
 def patch_size(size: int, own: int) -> int:
     """The patch size for crops of ``size`` pixels: the network's own, or the largest power of two below that leaves 7 to 32 cells a side."""
-    for p in (own, *(2**k for k in range(own.bit_length() - 1, 0, -1) if 2**k < own)):
+    for p in (own, *(1 << k for k in range(own.bit_length() - 1, 0, -1) if 1 << k < own)):
         if size % p == 0 and LEAST_CELLS <= size // p <= MOST_CELLS:
             return p
     if size % own == 0 and size // own > MOST_CELLS:
@@ -378,7 +378,7 @@ def _own_patch(net: nn.Module) -> int:
     for module in net.modules():
         own = getattr(module, "patch_size", None)
         if own is not None:
-            return own[0] if isinstance(own, tuple) else own
+            return int(own[0] if isinstance(own, tuple) else own)
     return 0
 
 
@@ -403,7 +403,8 @@ def _create(timm: ModuleType, spec: BackboneSpec, arguments: dict[str, Any]) -> 
         pretrained_input(spec.name)
         log.warning("backbone.pretrained: timm's weights of %s come over the network, unless they were fetched before", spec.name)
     try:
-        return timm.create_model(spec.name, pretrained=spec.pretrained, **arguments)
+        network: nn.Module = timm.create_model(spec.name, pretrained=spec.pretrained, **arguments)
+        return network
     except Exception as error:  # networks, and the hosts of their weights, have errors of their own
         shown = {k: v for k, v in arguments.items() if k != "num_classes"}
         what = "backbone.pretrained: weights" if spec.pretrained else "backbone.name: a network"

@@ -50,9 +50,9 @@ class SyncBatchNorm(_BatchNorm):
         input = half.float() if half.dtype in (torch.bfloat16, torch.float16) else half  # statistics are too fine for less
         axes = [0, *range(2, input.ndim)]
         shape = [1, -1, *[1] * (input.ndim - 2)]
-        mean = _MeanOverProcesses.apply(input.mean(axes))
+        mean: Tensor = _MeanOverProcesses.apply(input.mean(axes))
         centred = input - mean.view(shape)  # first the mean, then the deviations: their squares would cancel in float32
-        var = _MeanOverProcesses.apply(centred.square().mean(axes))
+        var: Tensor = _MeanOverProcesses.apply(centred.square().mean(axes))
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             n = input.numel() // input.shape[1] * world()
             with torch.no_grad():

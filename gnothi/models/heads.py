@@ -79,10 +79,9 @@ class Head(nn.Module):
             self.last.weight.copy_(F.normalize(self.last.weight, dim=-1))
 
     def predict(self, projection: Tensor) -> Tensor:
-        """[B, P] -> [B, Q]: the predictor's output, prototype scores, or the projection itself."""
-        if self.predictor is not None:
-            return self.predictor(projection)
-        return projection if self.last is None else F.linear(projection, self.prototypes())
+        """[B, P] -> [B, Q]: what the predictor makes of the projection, where there is one, and its scores where there are prototypes."""
+        said: Tensor = projection if self.predictor is None else self.predictor(projection)
+        return said if self.last is None else F.linear(said, self.prototypes())
 
     def prototypes(self) -> Tensor:
         """[K, P], as they are compared with; only where there are any."""

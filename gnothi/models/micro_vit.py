@@ -19,7 +19,8 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # [B, heads, N, d]
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
+        mixed: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
+        return mixed
 
 
 class _MLP(nn.Module):
@@ -29,7 +30,8 @@ class _MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        said: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return said
 
 
 class TransformerBlock(nn.Module):
@@ -67,7 +69,8 @@ class _PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, width, patch_size, patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images)  # [B, D, h, w]
+        cells: Tensor = self.proj(images)  # [B, D, h, w]
+        return cells
 
 
 class MicroViT(nn.Module):

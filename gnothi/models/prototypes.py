@@ -28,7 +28,8 @@ def lse(rows: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
     Returns:
         [N]; differentiable in rows and prototypes.
     """
-    return _LogSumExp.apply(rows, prototypes, temperature)
+    sums: Tensor = _LogSumExp.apply(rows, prototypes, temperature)
+    return sums
 
 
 def expected(rows: Tensor, own: Tensor, centre: Tensor, temperature: float, prototypes: Tensor) -> Tensor:
@@ -44,7 +45,8 @@ def expected(rows: Tensor, own: Tensor, centre: Tensor, temperature: float, prot
     Returns:
         [M, P].
     """
-    return _Expected.apply(rows.detach(), own.detach(), centre, temperature, prototypes)
+    means: Tensor = _Expected.apply(rows.detach(), own.detach(), centre, temperature, prototypes)
+    return means
 
 
 def _chunks(rows: int, prototypes: int) -> Iterator[slice]:

@@ -108,4 +108,5 @@ def flops(backbone: nn.Module, channels: int, size: int) -> int:
     device = next(copied.parameters()).device
     with FlopCounterMode(display=False) as counter:
         copied(torch.zeros(1, channels, size, size, device=device))
-    return counter.get_total_flops()
+    total: int = counter.get_total_flops()
+    return total

@@ -198,7 +198,7 @@ def _with_auxiliaries(full: RunSpec, views: ViewsSpec) -> RunSpec:
 def _has_bf16(device: torch.device) -> bool:
     """Whether bf16 is fast here: a CPU without instructions for it imitates it, slowly."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
