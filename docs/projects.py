@@ -9,7 +9,7 @@ from typing import Any
 from tables import ROOT, interval, results
 
 Row = dict[str, Any]
-PROJECTS = ("blood_cells", "flowers", "fashion", "microscopy")
+PROJECTS = ("blood_cells", "flowers", "fashion", "microscopy", "microscopy_raw")
 METRICS = {"knn": "k-NN", "linear": "a linear classifier"}
 
 
