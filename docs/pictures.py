@@ -15,7 +15,7 @@ FRAME = '<svg xmlns="http://www.w3.org/2000/svg" style="background: var(--paper)
 def alone(svg: str) -> str:
     """A chart of a page with the page's style in it, so that it stands in any other."""
     style = (files("gnothi") / "report" / "page.css").read_text(encoding="utf-8")
-    opened = svg.replace("<svg", FRAME, 1)
+    opened = str(svg).replace("<svg", FRAME, 1)  # of Markup, replace would escape
     return opened.replace(">", f">\n<style>\n{style}</style>\n", 1) + "\n"
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -114,3 +115,19 @@ def test_costs_are_said_over_the_method_alone(made: Any) -> None:
     row = {"rows": 128_000, "width": 8, "clusters": 4, "used": 100, "passes": 5, "seconds": 100.0, "pass": 12.0, "peak": 2**20}
     write("clusters", [row], "benchmarks")
     assert "1,280,000 rows would take 2.0 minutes a pass and 12 in all on this core" in tables.clusters()  # 28 s of fit, six passes of 120 s
+
+
+def test_charts_of_an_hour_stand_alone_as_images(made: Any) -> None:
+    """Well-formed XML of one line that rises where the numbers rise, on an axis that begins at 0; nothing where nothing was run."""
+    _, _, keep = made
+    pictures = importlib.import_module("pictures")
+    assert pictures.hour_memory() == ""
+    keep("hour", {"blocks": [{"hours": h, "memory": m, "processor step": 5.0} for h, m in ((0.1, 100.0), (0.2, 100.0), (0.3, 200.0))]}, "benchmarks")
+    svg = ElementTree.fromstring(pictures.hour_memory())
+    space = "{http://www.w3.org/2000/svg}"
+    assert svg.tag == f"{space}svg" and "--paper" in svg.findtext(f"{space}style", "")
+    (line,) = svg.iter(f"{space}polyline")
+    points = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
+    zero = max(float(t.attrib["y1"]) for t in svg.iter(f"{space}line"))
+    heights = [zero - y for _, y in points]
+    assert heights[0] == heights[1] > 0 and abs(heights[2] - 2 * heights[0]) < 0.2
