@@ -68,7 +68,7 @@ ROUTES = {
 def peers_times() -> str:
     """An epoch of whole processes, and what each leaves."""
     found = results("peers")
-    if not found:
+    if not found.get("timed"):
         return "Not run yet."
     lines = ["| way | an epoch | files it leaves |", "|---|---|---|"]
     lines += [f"| {ROUTES[name]} | {row['seconds']:.0f} s | {len(row['left'])} |" for name, row in found["timed"].items()]
