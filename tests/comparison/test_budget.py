@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnothi import pretrain
+from gnothi import plan, pretrain
 from gnothi.comparison import compare
 from gnothi.comparison.budget import Cost, budget
 from gnothi.contracts import SettingError
@@ -64,7 +64,7 @@ def test_arms_of_equal_time_take_as_many_steps_as_fit_and_end_their_schedules(tm
         return forward(self, *given)
 
     monkeypatch.setattr(Objective, "forward", slow)
-    for module in (pretrain, learner):
+    for module in (plan, pretrain, learner):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=clock.monotonic))
     images = torch.arange(64 * 16 * 16 * 3).remainder(251).reshape(64, 16, 16, 3).byte().numpy()
     np.savez(tmp_path / "tiny.npz", images=images, labels=np.arange(64) % 4)

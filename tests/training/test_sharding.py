@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -106,7 +107,8 @@ class Looking:
         if distributed.rank():
             return []
         fresh = vit() if isinstance(method.backbone, MicroViT) else resnet()
-        copied = parallel.fill(fresh.double(), method.backbone).eval()
+        alone = distributed.world() == 1
+        copied = (copy.deepcopy(method.backbone) if alone else parallel.fill(fresh.double(), method.backbone)).eval()
         return [{"metric": "mean", "value": float(copied(toys.views(5).images[0]).pooled.detach().mean())}]
 
 
