@@ -2,8 +2,8 @@
 
     python -m benchmarks.plan [--steps N] [--quick]
 
-The calibration runs in a process of its own; every case is counted there and then taken in fresh processes, of a thread each, for seconds of a step
-(the median) and the most memory of a process. Writes benchmarks/results/plan.json.
+The processes share this machine, and the calibration is taken in as many at once; every case is counted where nothing else was, and then taken in
+fresh processes, of a thread each, for seconds of a step (the median) and the most memory of a process. Writes benchmarks/results/plan.json.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ def run_of(case: dict[str, Any]) -> Resolved:
 def predicted(cases: list[dict[str, Any]]) -> dict[str, Any]:
     """A calibration, and what it says of each case."""
     torch.set_num_threads(1)
-    rates, link = planning.calibrate(run_of(cases[0])), planning.link(torch.device("cpu"))
-    return {"rates": asdict(rates), "link": asdict(link), "cases": [said_of(case, rates, link) for case in cases]}
+    link = planning.link(torch.device("cpu"))
+    rates = {n: planning.calibrate(run_of(cases[0]), n, link) for n in PROCESSES}  # all on this machine
+    said = [said_of(case, rates[case["processes"]], link) for case in cases]
+    return {"rates": {str(n): asdict(r) for n, r in rates.items()}, "link": asdict(link), "cases": said}
 
 
 def said_of(case: dict[str, Any], rates: Rates, link: Link) -> dict[str, float]:

@@ -144,19 +144,20 @@ def peak(device: torch.device) -> int:
 
 
 # ---- predicted ----------------------------------------------------------------------------------
-def predict(resolved: Resolved, processes: int = 1, images: int | None = None) -> Forecast:
-    """What a run will cost over several processes, each with a machine such as this one, and of other numbers of images.
+def predict(resolved: Resolved, processes: int = 1, images: int | None = None, together: int = 1) -> Forecast:
+    """What a run will cost over several processes, and of other numbers of images.
 
     The run is counted: operations and bytes of a step of a few images. A calibration says what this machine makes of such counts: short steps of
-    small networks.
+    small networks, in as many processes at once as will share a machine.
 
     Args:
         resolved: the run; its joint batch stays.
         processes: over how many.
         images: how many train; by default as many as there are.
+        together: how many processes share a machine such as this one; each has one of its own by default.
 
     Raises:
-        SettingError: the batch cannot be divided so.
+        SettingError: the batch or the processes cannot be divided so.
     """
     t = resolved.spec.training
     batch, images = t.batch or 1, images or len(resolved.kept)
@@ -165,11 +166,14 @@ def predict(resolved: Resolved, processes: int = 1, images: int | None = None) -
         raise SettingError(f"training.batch must be a multiple of training.accumulate times --processes, {share}, got {batch}")
     if images < batch:
         raise SettingError(f"--images must be at least training.batch, {batch}, got {images}")
+    if together < 1 or processes % together:
+        raise SettingError(f"--processes must be a multiple of --together, {together}, got {processes}")
     base = resident() if resolved.device.type == "cpu" else 0
     per_epoch, epochs = images // batch, t.epochs or 1.0
     total = max(1, round(epochs * per_epoch))
     cut = Plan(images, batch, epochs, processes, t.accumulate, t.parallel, looks(resolved, total, per_epoch))
-    return forecast(count(resolved), cut, calibrate(resolved), link(resolved.device) if processes > 1 else Link(0.0, 1.0), base)
+    between = link(resolved.device) if processes > 1 else Link(0.0, 1.0)
+    return forecast(count(resolved), cut, calibrate(resolved, together, between), between, base)
 
 
 def resident() -> int:
@@ -226,22 +230,64 @@ def _counted(resolved: Resolved, images: int) -> dict[str, int]:
     }
 
 
-def calibrate(resolved: Resolved) -> Rates:
-    """What this machine makes of counted steps, in the run's precision and with its threads."""
-    return fit([sample(case, resolved) for case in CASES])
+def calibrate(resolved: Resolved, together: int = 1, between: Link | None = None) -> Rates:
+    """What this machine makes of counted steps, in the run's precision and with its threads.
+
+    Args:
+        resolved: the run.
+        together: processes that take the steps at once, as one run: what they share is then shared, and BatchNorm is computed over all of them.
+        between: what they hear of each other; the time of it is not counted again.
+    """
+    t = resolved.spec.training
+    manner = {"precision": t.precision, "channels_last": t.channels_last, "threads": resolved.threads}
+    device = str(resolved.device)
+    demands = [count(_case(case, manner, device)) for case in CASES]
+    if together == 1:
+        seconds = [_seconds(case, manner, device) for case in CASES]
+    else:
+        seconds = _at_once(together, manner, device)
+    talk = [0.0 if between is None else between.exchange(demand, together) for demand in demands]
+    return fit([(d, case[3], max(s - e, LEAST * s)) for d, case, s, e in zip(demands, CASES, seconds, talk, strict=True)])
 
 
-def sample(case: Case, like: Resolved) -> tuple[Demand, float, float]:
-    """What a case's step asks for, its images, and its seconds."""
+LEAST = 0.05
+"""Part of a step's time that is the machine's own at least, however long the exchange is said to take."""
+
+
+def _case(case: Case, manner: dict[str, Any], device: str, processes: int = 1) -> Resolved:
+    """The run of a calibration's case: so many images in every process."""
     name, args, size, batch = case
-    t = like.spec.training
-    training = {"batch": batch, "precision": t.precision, "channels_last": t.channels_last, "threads": like.threads, "workers": 0}
-    settings = {"method": {"name": "simclr"}, "backbone": {"name": name, "args": args}, "views": {"size": size}, "training": training}
-    settings["data"] = {"holdout": 0.0}
-    resolved = resolve("photos", recipe_name="any", settings=settings, device=str(like.device))
-    torch.set_num_threads(like.threads)
-    demand = count(resolved)
-    return demand, batch, timed(learner_of(resolved, resolved.total), resolved.device, WARM, TIMED)
+    settings = {"method": {"name": "simclr"}, "backbone": {"name": name, "args": args}, "views": {"size": size}, "data": {"holdout": 0.0}}
+    training = {**manner, "batch": batch * processes, "workers": 0}
+    return resolve("photos", recipe_name="any", settings={**settings, "training": training}, device=device)
+
+
+def _seconds(case: Case, manner: dict[str, Any], device: str, processes: int = 1) -> float:
+    torch.set_num_threads(manner["threads"])
+    resolved = _case(case, manner, device, processes)
+    return timed(learner_of(resolved, resolved.total), resolved.device, WARM, TIMED)
+
+
+def _at_once(processes: int, manner: dict[str, Any], device: str) -> list[float]:
+    """Seconds of a step of every case, taken by several processes of this machine as one run."""
+    from torch.multiprocessing.spawn import spawn
+
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_beside, (folder, processes, manner, device), nprocs=processes)
+        return list(map(float, Path(folder, "took").read_text().split()))
+
+
+def _beside(rank: int, folder: str, processes: int, manner: dict[str, Any], device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.set_device(rank)
+        device = f"cuda:{rank}"
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+    seconds = [_seconds(case, manner, device, processes) for case in CASES]
+    if rank == 0:
+        Path(folder, "took").write_text(" ".join(map(str, seconds)))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 # ---- other processes ----------------------------------------------------------------------------

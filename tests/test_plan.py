@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gnothi import plan as planning
 from gnothi.contracts import SettingError
-from gnothi.forecast import Link, Plan, Rates, forecast
+from gnothi.forecast import Demand, Link, Plan, Rates, fit, forecast
 from gnothi.models.blocks import activations, blocks
 from gnothi.recipes.resolve import Resolved, resolve
 
@@ -61,7 +61,7 @@ def test_recomputing_is_counted() -> None:
 
 
 def test_it_predicts_for_other_processes_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "calibrate", lambda _: Rates((1e-11, 1e-9, 0.0, 1e-10, 0.01)))
+    monkeypatch.setattr(planning, "calibrate", lambda *_: Rates((1e-11, 1e-9, 0.0, 1e-10, 0.01)))
     monkeypatch.setattr(planning, "link", lambda _: Link(1e-4, 1e9))
     run = resolved(training={"epochs": 3})
     found = planning.predict(run, processes=4, images=10**6)
@@ -83,27 +83,43 @@ def test_health_and_knn_along_the_way_look_as_often_as_they_are_marked() -> None
 
 
 @pytest.mark.parametrize(
-    ("processes", "images", "words"),
+    ("processes", "images", "together", "words"),
     [
-        (3, None, "training.batch must be a multiple of training.accumulate times --processes, 3, got 32"),
-        (2, 31, "--images must be at least training.batch, 32, got 31"),
+        (3, None, 1, "training.batch must be a multiple of training.accumulate times --processes, 3, got 32"),
+        (2, 31, 1, "--images must be at least training.batch, 32, got 31"),
+        (4, None, 3, "--processes must be a multiple of --together, 3, got 4"),
     ],
 )
-def test_what_cannot_be_cut_so_is_refused(processes: int, images: int | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_cut_so_is_refused(processes: int, images: int | None, together: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "count", lambda _: pytest.fail("before anything is counted"))
     with pytest.raises(SettingError) as caught:
-        planning.predict(resolved(), processes, images)
+        planning.predict(resolved(), processes, images, together)
     assert str(caught.value) == words
 
 
 @pytest.mark.slow
-def test_a_calibration_gives_rates_that_can_be() -> None:
+@pytest.mark.ddp
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_calibration_gives_rates_that_can_be(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a processor between 0.1 and 10,000 GFLOPs a second, whose steps it explains within a factor of four on any machine."""
-    run, cases = resolved(), planning.CASES[::3]
-    samples = [planning.sample(case, run) for case in cases]
-    rates = planning.fit(samples)
-    assert all(0.25 < rates.step(demand, images) / seconds < 4 for demand, images, seconds in samples)
+    seen: list[Any] = []
+    monkeypatch.setattr(planning, "fit", lambda samples: seen.extend(samples) or fit(samples))
+    rates = planning.calibrate(resolved(), together, Link(1e-5, 1e9))
+    assert [images for _, images, _ in seen] == [case[3] for case in planning.CASES]
+    assert all(0.25 < rates.step(demand, images) / seconds < 4 for demand, images, seconds in seen)
     assert 1e8 < 1 / max(rates.seconds[0], 1e-13) < 1e14
+
+
+def test_what_processes_tell_each_other_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 1 s, of which an exchange takes a part, and never all."""
+    seen: list[float] = []
+    monkeypatch.setattr(planning, "_at_once", lambda *_: [1.0] * len(planning.CASES))
+    monkeypatch.setattr(planning, "count", lambda _: Demand(1.0, 1.0, 0.0, 1.0, 10**6, 1, 5, 1.0))
+    monkeypatch.setattr(planning, "fit", lambda samples: seen.extend(seconds for *_, seconds in samples))
+    for bandwidth in (10**7, 10**3):
+        planning.calibrate(resolved(), 2, Link(0.01, bandwidth))
+    n = len(planning.CASES)
+    assert seen == pytest.approx([1 - 0.1 - 0.06] * n + [planning.LEAST] * n)
 
 
 @pytest.mark.slow

@@ -49,9 +49,14 @@ def chosen(
 
 @click.command()
 @choices
-@click.option("--processes", type=click.IntRange(min=1), metavar="N", help="Predict it for so many processes of torchrun, each with such a machine.")
+@click.option("--processes", type=click.IntRange(min=1), metavar="N", help="Predict it for so many processes of torchrun.")
+@click.option(
+    "--together", type=click.IntRange(min=1), default=1, metavar="N", help="How many of them share a machine such as this one; 1 by default."
+)
 @click.option("--images", type=click.FloatRange(min=1), metavar="N", help="Predict it for so many images to train on, such as 1e6.")
-def plan(data: str, recipe: str | None, device: str | None, as_json: bool, processes: int | None, images: float | None, **choice: Any) -> None:
+def plan(
+    data: str, recipe: str | None, device: str | None, as_json: bool, processes: int | None, together: int, images: float | None, **choice: Any
+) -> None:
     """Say what a run will cost, before anything is spent.
 
     A few steps are taken for a measure; nothing is kept. Takes the options of `train`. With --processes or --images the cost is predicted
@@ -64,8 +69,10 @@ def plan(data: str, recipe: str | None, device: str | None, as_json: bool, proce
 
     resolved = resolve(data, recipe_name=recipe, settings=chosen(**choice), device=device)
     if processes is not None or images is not None:
-        found = planning.predict(resolved, processes or 1, None if images is None else int(images))
-        told(as_json, {**resolved.record(), "cost": planning.told(found)}, lambda: f"{resolved.words()}\n\n{foretold(found, processes or 1)}")
+        found = planning.predict(resolved, processes or 1, None if images is None else int(images), together)
+        told(
+            as_json, {**resolved.record(), "cost": planning.told(found)}, lambda: f"{resolved.words()}\n\n{foretold(found, processes or 1, together)}"
+        )
         return
     cost = planning.plan(resolved)
     told(
@@ -80,11 +87,12 @@ def plan(data: str, recipe: str | None, device: str | None, as_json: bool, proce
     )
 
 
-def foretold(found: Any, processes: int) -> str:
+def foretold(found: Any, processes: int, together: int) -> str:
     """A prediction in words."""
     from gnothi.training.progress import duration
 
-    over = f"over {processes} processes, each with a machine such as this one" if processes > 1 else "in one process"
+    whose = "each with a machine such as this one" if together == 1 else f"{together} to a machine such as this one"
+    over = f"over {processes} processes, {whose}" if processes > 1 else "in one process"
     waits = f", of which {found.waiting:.0%} waits for other processes" if processes > 1 else ""
     return (
         f"predicted {over}: {found.steps:,} steps of {found.step_seconds:.3g} s{waits}\n"
