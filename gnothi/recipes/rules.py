@@ -44,7 +44,7 @@ SGD_RATE = {
     "moco": 0.24,
     "byol": 0.48,
     "simsiam": 0.24,
-    "swav": 0.24,
+    "swav": 0.48,
     "dino": 0.12,
     "barlow": 0.06,
     "vicreg": 0.06,
