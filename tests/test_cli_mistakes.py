@@ -100,7 +100,7 @@ SETTINGS: list[tuple[str, str]] = [
     ("optimiser.name=adma", "optimiser.name must be one of sgd, adamw, lars, got 'adma'; did you mean adamw?"),
     ("views.recipe=simcrl", "views.recipe: no recipe of views is called 'simcrl'; did you mean simclr?"),
     ("views.size=3", "views.size must be at least 8 pixels, got 3"),
-    ("views.local=2", "views.local must be 0 for simclr, which takes no local crops, got 2; "),
+    ("views.local=300", "views.local must be less than or equal to 256, got 300"),
     ("views.area=[0.9,0.5]", "views.area must be two numbers with 0 < smallest <= largest <= 1, got 0.9, 0.5"),
     ("backbone.args.foo=3", "backbone.args.foo: micro-resnet has no such argument; known: widths"),
     ("data.holdout=0.99", "data.holdout=0.99 leaves 1 of 64 images to train on; it needs at least 4"),
