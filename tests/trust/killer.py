@@ -70,14 +70,28 @@ def same(a: Path, b: Path) -> bool:
     return lines_x == lines_y and x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
 
 
-def wait_for_write(out: Path, pid: int, which: int) -> None:
-    """Until the temporary file of a checkpoint is there for the n-th time."""
+def stop_in_write(out: Path, pid: int, which: int, late: float) -> None:
+    """Stop the process a little after the temporary file of the n-th checkpoint was met, or of a later one where that write was over by then."""
     met: set[str] = set()
-    while len(met) < which and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        try:
-            met |= {name for name in os.listdir(out) if name.startswith(".step-")}
-        except FileNotFoundError:
-            pass
+    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        met |= written(out)
+        if len(met) < which:
+            continue
+        time.sleep(late)
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if written(out):
+            return
+        os.kill(pid, signal.SIGCONT)
+        which = len(met) + 1
+
+
+def written(out: Path) -> set[str]:
+    """Temporary files of checkpoints."""
+    try:
+        return {name for name in os.listdir(out) if name.startswith(".step-")}
+    except FileNotFoundError:
+        return set()
 
 
 def one(number: int, data: str, folder: Path, whole: Path, seconds: float) -> dict[str, Any]:
@@ -86,8 +100,7 @@ def one(number: int, data: str, folder: Path, whole: Path, seconds: float) -> di
     chance = torch.rand(2, generator=generator(0, "kill", number)).tolist()
     pid = start(data, out)
     if kind == "write":
-        wait_for_write(out, pid, 1 + int(5 * chance[0]))
-        time.sleep(0.006 * chance[1])
+        stop_in_write(out, pid, 1 + int(5 * chance[0]), 0.006 * chance[1])
     else:
         time.sleep(seconds * chance[0])
     os.kill(pid, getattr(signal, kind, signal.SIGKILL))

@@ -84,7 +84,7 @@ def test_a_run_ended_at_any_instant_goes_on_and_ends_with_the_bits_of_the_unbrok
         assert r["kept"] >= (r["done"] - 1) // every * every, r
         assert r["code"] in {"write": (-9,), "anywhere": (-9,), "SIGINT": (130, 0), "SIGTERM": (143, -15, 0)}[r["kind"]] + (0,), r
     inside = sum(r["inside"] for r in found if r["kind"] == "write")
-    assert inside >= rounds // 8, "too few of the kills met a checkpoint that was being written"
+    assert inside >= rounds / 8, "too few of the kills met a checkpoint that was being written"
 
 
 # ---- full disks ---------------------------------------------------------------------------------
