@@ -4,10 +4,11 @@
 
 The first 1,000 training images of each class, a micro ResNet, 20 epochs, k-NN (k=200, T=0.1) on all 10,000 test images at the last epoch; also on
 the features' principal components with a power of 0.25 (`gnothi ensemble fit` of one encoder, fitted on training images without labels). An arm is
-`pixels`, `untrained`, `gnothi METHOD SEED`, `lightly METHOD SEED` or `time METHOD SEED`: lightly for as many epochs as it does in the processor
-seconds of our run. By default all of them: three seeds for SimCLR, BYOL and DINO (lightly: SimCLR), one for the others. lightly's backbone computes
-in the precision and memory format of ours. FOLDER of --data holds train.npz and test.npz with `images` and `labels`; --out keeps our runs.
-Resumable: what stands in results/cifar_methods.json is not run again. Five to fifteen minutes an arm on one core.
+`pixels`, `untrained`, `gnothi METHOD SEED`, `crops METHOD SEED` (ours with two more crops of the same kind), `lightly METHOD SEED`, or `time METHOD
+SEED`: lightly for as many epochs as it does in the processor seconds of our run. By default all of them: three seeds for SimCLR, BYOL and DINO
+(lightly: SimCLR), one for the others. lightly's backbone computes in the precision and memory format of ours. FOLDER of --data holds train.npz and
+test.npz with `images` and `labels`; --out keeps our runs. Resumable: what stands in results/cifar_methods.json is not run again. Five to fifteen
+minutes an arm on one core.
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ from gnothi.recipes.resolve import resolve
 RESULTS = Path(__file__).parent / "results" / "cifar_methods.json"
 IMAGES = 10_000, 10_000
 """That train, and that test."""
-SEEDS = {"gnothi": {"simclr": 3, "byol": 3, "dino": 3}, "lightly": {"simclr": 3}, "time": {}}
+SEEDS = {"gnothi": {"simclr": 3, "byol": 3, "dino": 3}, "crops": {}, "lightly": {"simclr": 3}, "time": {}}
 """How many seeds an arm has; 1 where nothing stands here."""
 IMAGENET = Pixels(0.0, 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """lightly normalises by the statistics of ImageNet."""
+MORE = {"local": 2, "local_size": 32, "local_area": (0.08, 1.0)}
+"""Views of an arm with more crops."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,20 @@ class Study:
     def measured(self, encoder: Encoder) -> dict[str, Any]:
         return measured(encoder, self.data, self.folder / "features")
 
-    def gnothi(self, method: str, seed: int) -> dict[str, Any]:
-        out = self.folder / f"{method}-{seed}"
+    def gnothi(self, method: str, seed: int, views: dict[str, Any] | None = None, kind: str = "") -> dict[str, Any]:
+        out = self.folder / f"{kind}{method}-{seed}"
         shutil.rmtree(out, ignore_errors=True)  # of an arm that was cut off: its processor time would be a part
         training = {"epochs": self.epochs, "threads": self.threads, "evaluate_every": "100%"}
         chosen = {"seed": seed, "method": {"name": method}, "training": training, "backbone": {"name": "micro-resnet"}, "data": {"holdout": 0}}
+        chosen["views"] = views or {}
         began = time.process_time()
         run = train(f"{self.data}@train", out=out, settings=chosen)
         processor = round(time.process_time() - began, 1)
         about = {"epochs": self.epochs, "seconds": run.verdict["seconds"], "processor": processor}
         return {**self.measured(load(str(out))), **about, "verdict": run.verdict["verdict"], "why": run.verdict["why"]}
+
+    def crops(self, method: str, seed: int) -> dict[str, Any]:
+        return self.gnothi(method, seed, MORE, "crops-")
 
     def lightly(self, method: str, seed: int, epochs: int | None = None) -> dict[str, Any]:
         from experiments.lightly_recipes import train as train_lightly

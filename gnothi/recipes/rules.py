@@ -129,6 +129,8 @@ def _momentum(steps: int, least: float) -> float:
 
 
 def _method(method: str, backbone: str, n: int, batch: int, steps: int) -> dict[str, Any]:
+    if method == "simclr":
+        return {"decoupled": batch <= 256}  # what DCL is for (arXiv 2110.06848, section 4); 0.500 for 0.488: docs/accuracy.md
     if method in ("byol", "moco"):
         return {"momentum": _momentum(steps, 0.9)}  # in 1,560 steps 0.9 was better than 0.98 for both: docs/accuracy.md
     if method == "dino":

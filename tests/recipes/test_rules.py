@@ -99,6 +99,11 @@ def test_a_teacher_follows_faster_in_short_runs(method: str, few: float, many: f
         assert defaults(Facts(10_000, 3, 32), {"method": {"name": method}, "training": steps_of})["method"]["momentum"] == momentum
 
 
+def test_simclr_is_decoupled_in_small_batches() -> None:
+    for batch, decoupled in ((64, True), (256, True), (512, False)):
+        assert defaults(Facts(10_000, 3, 32), {"method": {"name": "simclr"}, "training": {"batch": batch}})["method"]["decoupled"] is decoupled
+
+
 def test_batchnorm_in_dino_s_head_is_for_cnns_only() -> None:
     for backbone, norm in (("resnet18", "batch"), ("micro-vit", "none"), ("vit_small_patch16_224", "none")):
         assert defaults(Facts(1000, 3, 32), {"method": {"name": "dino"}, "backbone": {"name": backbone}})["method"]["norm"] == norm
