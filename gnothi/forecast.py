@@ -42,12 +42,19 @@ class Demand:
         """What a step of so many images is made of, each with a time of its own: FLOPs, bytes kept, bytes of crops, bytes of state, the step."""
         return images * self.flops, images * self.kept, images * self.crops, float(self.state), 1.0
 
+    def held(self, images: float, accumulate: int = 1, shards: int = 1) -> float:
+        """Bytes that a process holds at the most in a step of so many images, its parameters divided among so many processes."""
+        return (self.state + self.learned) / shards + self.once + images / accumulate * self.kept + images * self.crops
+
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of a unit of each of ``Demand.parts`` on a machine."""
+    """What a machine makes of counts."""
 
     seconds: tuple[float, ...]
+    """Of a unit of each of ``Demand.parts``."""
+    room: tuple[float, float] = 0.0, 1.0
+    """Bytes that a process takes whatever the run, once it computes, and for each byte that is counted: what arithmetic works in comes on top."""
 
     def step(self, demand: Demand, images: float) -> float:
         """Seconds of a step of so many images in one process."""
@@ -57,23 +64,40 @@ class Rates:
         """Seconds of an image that is only looked at."""
         return self.seconds[0] * demand.look + self.seconds[1] * demand.kept * demand.look / demand.flops
 
+    def memory(self, counted: float) -> float:
+        """Bytes that a process takes for those that are counted."""
+        return self.room[0] + self.room[1] * counted
 
-def fit(samples: Sequence[tuple[Demand, float, float]]) -> Rates:
-    """The rates that explain some steps best.
 
-    Args:
-        samples: of each what it asks for, its images, and the seconds it took.
+@dataclass(frozen=True)
+class Taken:
+    """What a step of a known demand took."""
 
-    Returns:
-        Rates of least squared relative error, none below zero.
-    """
+    demand: Demand
+    images: float
+    seconds: float
+    memory: float | None = None
+    """Bytes at the most, besides what the process held before; None where they were not seen."""
+
+
+def fit(steps: Sequence[Taken]) -> Rates:
+    """The rates that explain some steps best: of least squared relative error, none below zero."""
+    seen = [(s.demand.held(s.images), s.memory) for s in steps if s.memory is not None]
+    seconds = _explained([s.demand.parts(s.images) for s in steps], [s.seconds for s in steps])
+    if len(seen) < 2:
+        return Rates(seconds)
+    fixed, factor = _explained([(1.0, counted) for counted, _ in seen], [memory for _, memory in seen])
+    return Rates(seconds, (fixed, factor))
+
+
+def _explained(parts: Sequence[tuple[float, ...]], wholes: Sequence[float]) -> tuple[float, ...]:
+    """Factors of parts whose sums come nearest to the wholes."""
     from scipy.optimize import nnls
 
-    rows = np.array([demand.parts(images) for demand, images, _ in samples])
-    seconds = np.array([taken for *_, taken in samples])
+    rows, sums = np.array(parts), np.array(wholes)
     scale = np.maximum(rows.max(axis=0), 1e-300)  # parts differ by many powers of ten
-    found, _ = nnls(rows / scale / seconds[:, None], np.ones(len(rows)))
-    return Rates(tuple(float(x) for x in found / scale))
+    found, _ = nnls(rows / scale / sums[:, None], np.ones(len(rows)))
+    return tuple(float(x) for x in found / scale)
 
 
 @dataclass(frozen=True)
@@ -141,8 +165,8 @@ def forecast(demand: Demand, plan: Plan, rates: Rates, link: Link, base: float =
     local = plan.batch / plan.processes
     waiting = link.exchange(demand, plan.processes, plan.parallel)
     step = rates.step(demand, local) + waiting
-    held = (demand.state + demand.learned) / (plan.processes if plan.parallel == "fsdp" else 1)
-    memory = base + held + demand.once + local / plan.accumulate * demand.kept + local * demand.crops
+    shards = plan.processes if plan.parallel == "fsdp" else 1
+    memory = base + rates.memory(demand.held(local, plan.accumulate, shards))
     seconds = steps * step + plan.looks * rates.look(demand)
     return Forecast(steps, step, waiting / step, plan.batch / step, seconds, memory, demand.state)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import resource
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gnothi.contracts import DataError, SettingError, Source
 from gnothi.encoders.inputs import centre
-from gnothi.forecast import Demand, Forecast, Link, Plan, Rates, fit, forecast
+from gnothi.forecast import Demand, Forecast, Link, Plan, Rates, Taken, fit, forecast
 from gnothi.models import backbone as backbones
 from gnothi.models.blocks import activations
 from gnothi.pretrain import HEALTH_SAMPLE, Along, batches, build, live_encoder
@@ -37,15 +38,15 @@ WARM, TIMED = 2, 4
 """Steps of a calibration's case before the clock starts, and by it."""
 Case = tuple[str, dict[str, Any], int, int]
 CASES: tuple[Case, ...] = (
+    ("micro-vit", {"width": 96, "heads": 3, "depth": 12}, 56, 8),
     ("micro-resnet", {}, 32, 64),
-    ("micro-resnet", {"widths": [64, 128, 256, 512]}, 32, 8),
     ("micro-resnet", {"widths": [32, 64, 128, 256]}, 48, 16),
-    ("micro-vit", {}, 32, 64),
     ("micro-vit", {"width": 192, "heads": 3, "depth": 8}, 32, 16),
     ("micro-vit", {"width": 384, "heads": 6, "depth": 4}, 32, 16),
-    ("micro-vit", {"width": 96, "heads": 3, "depth": 12}, 56, 8),
+    ("micro-vit", {}, 32, 96),
+    ("micro-resnet", {"widths": [64, 128, 256, 512]}, 32, 64),
 )
-"""Backbone, its arguments, side of the crops in pixels, and batch of a calibration's steps."""
+"""Backbone, its arguments, side of the crops in pixels, and batch of a calibration's steps, which hold ever more bytes."""
 
 
 # ---- measured -----------------------------------------------------------------------------------
@@ -213,8 +214,8 @@ def _counted(resolved: Resolved, images: int) -> dict[str, int]:
     learner = learner_of(small, small.total)
     objective, views, waits = learner.objective, learner.batches(0), [0]
     for m in objective.modules():
-        if isinstance(m, _BatchNorm):  # its mean and its variance, and the gradients of both
-            m.register_forward_hook(lambda *_: waits.append(4 if torch.is_grad_enabled() else 2))
+        if isinstance(m, _BatchNorm):  # its statistics, and their gradients
+            m.register_forward_hook(lambda *_: waits.append(2 if torch.is_grad_enabled() else 1))
     with FlopCounterMode(display=False) as flops, activations(objective) as kept:
         learner.step()
     closing: Any = learner.batches
@@ -231,7 +232,7 @@ def _counted(resolved: Resolved, images: int) -> dict[str, int]:
 
 
 def calibrate(resolved: Resolved, together: int = 1, between: Link | None = None) -> Rates:
-    """What this machine makes of counted steps, in the run's precision and with its threads.
+    """What this machine makes of counted steps, in the run's precision and with its threads; they are taken in fresh processes.
 
     Args:
         resolved: the run.
@@ -242,12 +243,9 @@ def calibrate(resolved: Resolved, together: int = 1, between: Link | None = None
     manner = {"precision": t.precision, "channels_last": t.channels_last, "threads": resolved.threads}
     device = str(resolved.device)
     demands = [count(_case(case, manner, device)) for case in CASES]
-    if together == 1:
-        seconds = [_seconds(case, manner, device) for case in CASES]
-    else:
-        seconds = _at_once(together, manner, device)
     talk = [0.0 if between is None else between.exchange(demand, together) for demand in demands]
-    return fit([(d, case[3], max(s - e, LEAST * s)) for d, case, s, e in zip(demands, CASES, seconds, talk, strict=True)])
+    took = zip(demands, CASES, talk, _taken(together, manner, device), strict=True)
+    return fit([Taken(d, case[3], max(s - said, LEAST * s), held or None) for d, case, said, (s, held) in took])
 
 
 LEAST = 0.05
@@ -262,32 +260,38 @@ def _case(case: Case, manner: dict[str, Any], device: str, processes: int = 1) -
     return resolve("photos", recipe_name="any", settings={**settings, "training": training}, device=device)
 
 
-def _seconds(case: Case, manner: dict[str, Any], device: str, processes: int = 1) -> float:
-    torch.set_num_threads(manner["threads"])
-    resolved = _case(case, manner, device, processes)
-    return timed(learner_of(resolved, resolved.total), resolved.device, WARM, TIMED)
-
-
-def _at_once(processes: int, manner: dict[str, Any], device: str) -> list[float]:
-    """Seconds of a step of every case, taken by several processes of this machine as one run."""
+def _taken(processes: int, manner: dict[str, Any], device: str) -> list[tuple[float, float]]:
+    """Of every case the seconds of a step and the bytes that it took, 0 where they were not seen; in processes of this machine, as one run."""
     from torch.multiprocessing.spawn import spawn
 
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_beside, (folder, processes, manner, device), nprocs=processes)
-        return list(map(float, Path(folder, "took").read_text().split()))
+        spawn(_take, (folder, processes, manner, device), nprocs=processes)
+        return [(seconds, held) for seconds, held in json.loads(Path(folder, "took").read_text())]
 
 
-def _beside(rank: int, folder: str, processes: int, manner: dict[str, Any], device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.set_device(rank)
+def _take(rank: int, folder: str, processes: int, manner: dict[str, Any], device: str) -> None:
+    torch.set_num_threads(manner["threads"])
+    if device.startswith("cuda") and processes > 1:
         device = f"cuda:{rank}"
-    backend = "nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
-    seconds = [_seconds(case, manner, device, processes) for case in CASES]
+    where = torch.device(device)
+    if processes > 1:
+        backend = "nccl" if where.type == "cuda" else "gloo"
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
+        dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+    cases = [_case(case, manner, device, processes) for case in CASES]
+    base = resident() if where.type == "cpu" else 0
+    highest, took = peak(where), []
+    for case in cases:
+        seconds = timed(learner_of(case, case.total), where, WARM, TIMED)
+        now = peak(where)  # of all cases so far; they grow, so mostly it is this one's
+        took.append((seconds, now - base if now > highest else 0))
+        highest = now
     if rank == 0:
-        Path(folder, "took").write_text(" ".join(map(str, seconds)))
-    dist.barrier()
-    dist.destroy_process_group()
+        Path(folder, "took").write_text(json.dumps(took))
+    if processes > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 # ---- other processes ----------------------------------------------------------------------------

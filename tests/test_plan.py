@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gnothi import plan as planning
 from gnothi.contracts import SettingError
-from gnothi.forecast import Demand, Link, Plan, Rates, fit, forecast
+from gnothi.forecast import Demand, Link, Plan, Rates, Taken, fit, forecast
 from gnothi.models.blocks import activations, blocks
 from gnothi.recipes.resolve import Resolved, resolve
 
@@ -43,11 +45,11 @@ def test_a_few_images_tell_what_a_whole_batch_asks_for(settings: dict[str, Any])
     assert demand.crops == 4 * 3 * sum(c.size**2 for c in (*run.views.global_crops, *run.views.local_crops))
 
 
-def test_batchnorm_waits_four_times_a_pass_and_twice_where_there_is_no_gradient() -> None:
-    """Mean and variance, and their gradients: of two stages, a shortcut and a stem, and of heads. BYOL: view by view, a teacher without gradient."""
+def test_batchnorm_waits_twice_a_pass_and_once_where_there_is_no_gradient() -> None:
+    """For statistics, and for their gradients: of two stages, a shortcut and a stem, and of heads. BYOL: view by view, a teacher without gradient."""
     norms, head = 1 + 2 + 3, 1
-    assert planning.count(resolved(method={"name": "simclr"})).waits == 4 * (norms + head) + 2
-    assert planning.count(resolved(method={"name": "byol"})).waits == 2 * (4 + 2) * (norms + 2) + 2
+    assert planning.count(resolved(method={"name": "simclr"})).waits == 2 * (norms + head) + 2
+    assert planning.count(resolved(method={"name": "byol"})).waits == 2 * (2 + 1) * (norms + 2) + 2
 
 
 def test_recomputing_is_counted() -> None:
@@ -102,24 +104,40 @@ def test_what_cannot_be_cut_so_is_refused(processes: int, images: int | None, to
 @pytest.mark.parametrize("together", [1, 2])
 def test_a_calibration_gives_rates_that_can_be(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a processor between 0.1 and 10,000 GFLOPs a second, whose steps it explains within a factor of four on any machine."""
-    seen: list[Any] = []
-    monkeypatch.setattr(planning, "fit", lambda samples: seen.extend(samples) or fit(samples))
+    seen: list[Taken] = []
+    monkeypatch.setattr(planning, "fit", lambda steps: seen.extend(steps) or fit(steps))
     rates = planning.calibrate(resolved(), together, Link(1e-5, 1e9))
-    assert [images for _, images, _ in seen] == [case[3] for case in planning.CASES]
-    assert all(0.25 < rates.step(demand, images) / seconds < 4 for demand, images, seconds in seen)
+    assert [step.images for step in seen] == [case[3] for case in planning.CASES]
+    assert all(0.25 < rates.step(step.demand, step.images) / step.seconds < 4 for step in seen)
     assert 1e8 < 1 / max(rates.seconds[0], 1e-13) < 1e14
+    held = [(step.demand.held(step.images), step.memory) for step in seen if step.memory is not None]
+    assert len(held) >= 4 and all(counted < memory for counted, memory in held)
+    assert all(0.5 < rates.memory(counted) / memory < 2 for counted, memory in held)
 
 
 def test_what_processes_tell_each_other_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 1 s, of which an exchange takes a part, and never all."""
-    seen: list[float] = []
-    monkeypatch.setattr(planning, "_at_once", lambda *_: [1.0] * len(planning.CASES))
+    seen: list[Taken] = []
+    monkeypatch.setattr(planning, "_taken", lambda *_: [(1.0, 10**9), *[(1.0, 0)] * (len(planning.CASES) - 1)])
     monkeypatch.setattr(planning, "count", lambda _: Demand(1.0, 1.0, 0.0, 1.0, 10**6, 1, 5, 1.0))
-    monkeypatch.setattr(planning, "fit", lambda samples: seen.extend(seconds for *_, seconds in samples))
+    monkeypatch.setattr(planning, "fit", seen.extend)
     for bandwidth in (10**7, 10**3):
         planning.calibrate(resolved(), 2, Link(0.01, bandwidth))
     n = len(planning.CASES)
-    assert seen == pytest.approx([1 - 0.1 - 0.06] * n + [planning.LEAST] * n)
+    assert [step.seconds for step in seen] == pytest.approx([1 - 0.1 - 0.06] * n + [planning.LEAST] * n)
+    assert [step.memory for step in seen] == [10**9, *[None] * (n - 1)] * 2
+
+
+def test_a_peak_is_of_the_case_that_reached_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a process held at the most stands until a case goes above it."""
+    peaks = iter([500, 600, 600, 900, *[900] * (len(planning.CASES) - 3)])
+    monkeypatch.setattr(planning, "peak", lambda _: next(peaks))
+    monkeypatch.setattr(planning, "resident", lambda: 400)
+    monkeypatch.setattr(planning, "_case", lambda *_: resolved())
+    monkeypatch.setattr(planning, "learner_of", lambda *_: None)
+    monkeypatch.setattr(planning, "timed", lambda *_: 2.0)
+    planning._take(0, str(tmp_path), 1, {"threads": torch.get_num_threads()}, "cpu")
+    assert json.loads((tmp_path / "took").read_text()) == [[2.0, 200], [2.0, 0], [2.0, 500], *[[2.0, 0]] * (len(planning.CASES) - 3)]
 
 
 @pytest.mark.slow

@@ -7,26 +7,43 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gnothi.distributed import world
 
 
-class _MeanOverProcesses(torch.autograd.Function):
-    """Mean over processes. Each process has a loss of its own, so the gradient is the mean of all processes' gradients too."""
+class _Normalised(torch.autograd.Function):
+    """Of rows here, by statistics of all processes' rows: (x - mean) / sqrt(var + eps) * weight + bias. One exchange each way, and only x is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous().clone()
-        dist.all_reduce(x)
-        return x / world()
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].contiguous().clone()
-        dist.all_reduce(grad)
-        return grad / world()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # Ioffe and Szegedy, arXiv 1502.03167, section 3. Each process has a loss of its own, so what comes from others is a mean over processes too.
+        (g,), (x, weight, mean, scale) = grads, ctx.saved_tensors
+        axes, shape = _axes(x)
+        fine, centred = _fine(g), _fine(x) - mean.view(shape)
+        total, along = fine.sum(axes), (fine * centred).sum(axes) * scale
+        joint = torch.stack([total, along]) / (x.numel() // x.shape[1] * world())
+        dist.all_reduce(joint)
+        gain = scale if weight is None else scale * weight
+        back = centred.mul_((-gain * scale * joint[1]).view(shape)).addcmul_(fine, gain.view(shape)).sub_((gain * joint[0]).view(shape))
+        return back.to(x.dtype), None if weight is None else along, None if weight is None else total, None, None, None
+
+
+def _axes(x: Tensor) -> tuple[list[int], list[int]]:
+    """All axes but the channels', and the shape of a number a channel beside such a tensor."""
+    return [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+
+
+def _fine(x: Tensor) -> Tensor:
+    """Statistics are too fine for less than float32."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -46,24 +63,22 @@ class SyncBatchNorm(_BatchNorm):
                 x = getattr(self, name)(x)
         return x
 
-    def _synchronised(self, half: Tensor) -> Tensor:
-        input = half.float() if half.dtype in (torch.bfloat16, torch.float16) else half  # statistics are too fine for less
-        axes = [0, *range(2, input.ndim)]
-        shape = [1, -1, *[1] * (input.ndim - 2)]
-        mean: Tensor = _MeanOverProcesses.apply(input.mean(axes))
-        centred = input - mean.view(shape)  # first the mean, then the deviations: their squares would cancel in float32
-        var: Tensor = _MeanOverProcesses.apply(centred.square().mean(axes))
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            n = input.numel() // input.shape[1] * world()
-            with torch.no_grad():
-                self.running_mean.lerp_(mean.detach(), self.momentum or 0.1)
-                self.running_var.lerp_(var.detach() * n / (n - 1), self.momentum or 0.1)
+    def _synchronised(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            var, mean = torch.var_mean(_fine(x), _axes(x)[0], correction=0)
+            every = [torch.empty(2, len(mean), dtype=mean.dtype, device=mean.device) for _ in range(world())]
+            dist.all_gather(every, torch.stack([mean, var]))
+            means, variances = torch.stack(every).unbind(1)
+            mean = means.mean(0)
+            var = (variances + (means - mean).square()).mean(0)  # never a difference of squares, which would cancel in float32
+            if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+                n = x.numel() // x.shape[1] * world()
+                self.running_mean.lerp_(mean, self.momentum or 0.1)
+                self.running_var.lerp_(var * n / (n - 1), self.momentum or 0.1)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
-        scale = (var + self.eps).rsqrt()
-        if not self.affine:
-            return (centred * scale.view(shape)).to(half.dtype)
-        return (centred * (scale * self.weight).view(shape) + self.bias.view(shape)).to(half.dtype)
+        normalised: Tensor = _Normalised.apply(x, self.weight, self.bias, mean, var, self.eps)
+        return normalised
 
 
 def synchronise(module: nn.Module) -> None:

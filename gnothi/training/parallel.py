@@ -44,7 +44,7 @@ def wrap(objective: Objective, spec: TrainingSpec) -> nn.Module:
     # Buffers are the same on every process already; torch renamed the switch that says so.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(objective, **{switch: False})  # type: ignore[arg-type]
+    return DistributedDataParallel(objective, gradient_as_bucket_view=True, **{switch: False})  # type: ignore[arg-type]
 
 
 # ---- shards -------------------------------------------------------------------------------------
