@@ -39,6 +39,8 @@ VIEWS_OF = {"simclr": "simclr", "simsiam": "moco-v2", "swav": "swav", "dino": "d
 """View recipes of the methods; BYOL's for all others."""
 SMALL_VIEWS_OF = {"simclr": "simclr-cifar", "simsiam": "simsiam-cifar", "swav": "swav-cifar", "dino": "dino-cifar"}
 """And for crops of up to 64 pixels."""
+OPERATIONS = ("jitter", "brightness", "channel_brightness", "contrast", "saturation", "hue", "grey", "blur", "solarise")
+"""On colours, each a view setting of its own."""
 SGD_RATE = {
     "simclr": 0.24,
     "moco": 0.24,
@@ -181,7 +183,7 @@ def crops(settings: ViewSettings, method: str, channels: int) -> ViewsSpec:
 
 
 def _change(crop: CropSpec, settings: ViewSettings, area: tuple[float, float] | None = None, size: int | None = None) -> CropSpec:
-    colours = {k: getattr(settings, k) for k in ("jitter", "brightness", "contrast", "saturation", "hue", "grey", "blur", "solarise")}
+    colours = {k: getattr(settings, k) for k in OPERATIONS}
     photometric = {**crop.photometric.model_dump(), **{k: v for k, v in colours.items() if v is not None}}
     own = {"area": area, "size": size, "flip": settings.flip, "turns": settings.turns, "photometric": photometric}
     try:

@@ -66,9 +66,11 @@ class ViewSettings(Spec):
     turns: bool | None = None
     """Quarter turns, for images without an up. None: the recipe's."""
     jitter: float | None = Field(default=None, ge=0, le=1)
-    """Probability that brightness, contrast, saturation and hue change. None: the recipe's."""
+    """Probability that brightness (of all channels, of each), contrast, saturation and hue change. None: the recipe's."""
     brightness: float | None = Field(default=None, ge=0)
     """Strength. None: the recipe's."""
+    channel_brightness: float | None = Field(default=None, ge=0)
+    """Strength for each channel by itself: where stain or light vary and tell nothing. None: the recipe's."""
     contrast: float | None = Field(default=None, ge=0)
     """Strength. None: the recipe's."""
     saturation: float | None = Field(default=None, ge=0)

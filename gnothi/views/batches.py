@@ -122,7 +122,7 @@ class Batches:
     def _colour(self, images: Tensor, crop: Crop, number: int) -> Tensor:
         """Crops in the source's numbers to what a network takes."""
         spec = crop.spec.photometric
-        draws = photometric.draw(generator(self.seed, f"colours {crop.owner}", number, crop.number), self.batch, spec)
+        draws = photometric.draw(generator(self.seed, f"colours {crop.owner}", number, crop.number), self.batch, spec, images.shape[1])
         images = self.pixels.unit(images.to(self.device, non_blocking=True))
         return self.pixels.normalise(photometric.apply(images, draws[self.part])).contiguous(memory_format=self.format)
 

@@ -1,7 +1,7 @@
 """Photometric operations on a batch in [0, 1]: one value an image, drawn and applied apart, without a loop over images.
 
-The order is fixed: brightness, contrast, saturation, hue (together they are the jitter), then grey, blur, solarise. What an operation means for
-images that do not have three channels stands in its docstring; what has no meaning is refused by ``check``, never skipped.
+The order is fixed: brightness, that of each channel, contrast, saturation, hue (together they are the jitter), then grey, blur, solarise. What an
+operation means for images that do not have three channels stands in its docstring; what has no meaning is refused by ``check``, never skipped.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ class PhotometricSpec(Spec):
     """What happens to the colours of a crop; by default nothing."""
 
     jitter: float = Field(default=0.0, ge=0, le=1)
-    """Probability that brightness, contrast, saturation and hue change, all four together."""
+    """Probability that brightness, that of each channel, contrast, saturation and hue change, all five together."""
     brightness: float = Field(default=0.0, ge=0)
     """Factor from [1 - brightness, 1 + brightness], never below 0."""
+    channel_brightness: float = Field(default=0.0, ge=0)
+    """A factor for each channel by itself, from [1 - channel_brightness, 1 + channel_brightness], never below 0; at least 2 channels."""
     contrast: float = Field(default=0.0, ge=0)
     """Factor from [1 - contrast, 1 + contrast], never below 0."""
     saturation: float = Field(default=0.0, ge=0)
@@ -58,9 +60,11 @@ class Draws:
     """
 
     jitter: Tensor | None = None
-    """[B] bool: gets the four below."""
+    """[B] bool: gets the five below."""
     brightness: Tensor | None = None
     """[B] factors."""
+    channel_brightness: Tensor | None = None
+    """[B, C] factors."""
     contrast: Tensor | None = None
     """[B] factors."""
     saturation: Tensor | None = None
@@ -92,6 +96,7 @@ def check(spec: PhotometricSpec, channels: int, name: str = "views") -> None:
     """
     rules = (
         ("hue", spec.hue if spec.jitter else 0, channels == 3, "exactly 3 channels"),
+        ("channel_brightness", spec.channel_brightness if spec.jitter else 0, channels >= 2, "at least 2 channels"),
         ("saturation", spec.saturation if spec.jitter else 0, channels >= 2, "at least 2 channels"),
         ("grey", spec.grey, channels >= 2, "at least 2 channels"),
     )
@@ -100,9 +105,10 @@ def check(spec: PhotometricSpec, channels: int, name: str = "views") -> None:
             raise SettingError(f'{name}.{operation} needs {rule}, got {channels}; set it to 0 or take the view recipe "any-channels"')
 
 
-def draw(generator: torch.Generator, n: int, spec: PhotometricSpec) -> Draws:
+def draw(generator: torch.Generator, n: int, spec: PhotometricSpec, channels: int = 3) -> Draws:
     """Draw the values of n images: a row of uniform numbers each, so an image's values do not depend on the settings of other operations."""
     u = torch.rand(n, 9, generator=generator).unbind(1)
+    each = torch.rand(n, channels, generator=generator) if spec.channel_brightness else u[0]
 
     def factors(strength: float, u: Tensor) -> Tensor | None:
         low = max(0.0, 1 - strength)
@@ -112,6 +118,7 @@ def draw(generator: torch.Generator, n: int, spec: PhotometricSpec) -> Draws:
     return Draws(
         jitter=u[0] < spec.jitter if spec.jitter else None,
         brightness=factors(spec.brightness, u[1]),
+        channel_brightness=factors(spec.channel_brightness, each),
         contrast=factors(spec.contrast, u[2]),
         saturation=factors(spec.saturation, u[3]),
         hue=spec.hue * (2 * u[4] - 1) if spec.hue and spec.jitter else None,
@@ -135,7 +142,8 @@ def apply(images: Tensor, draws: Draws) -> Tensor:
         [B, C, H, W] floats in [0, 1].
     """
     images = images.clone()
-    jitter = ((brightness, draws.brightness), (contrast, draws.contrast), (saturation, draws.saturation), (hue, draws.hue))
+    light = (brightness, draws.brightness), (brightness, draws.channel_brightness)
+    jitter = (*light, (contrast, draws.contrast), (saturation, draws.saturation), (hue, draws.hue))
     _change(images, draws.jitter, *((f, values) for f, values in jitter if values is not None))
     _change(images, draws.grey, (lambda x, _: grey(x).expand_as(x), None))
     _change(images, draws.blur, (lambda x, sigma: blur(x, sigma, draws.reach), draws.sigma))
@@ -156,8 +164,8 @@ def _change(images: Tensor, which: Tensor | None, *operations: tuple[Callable[[T
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """Multiply all channels of [B, C, H, W] by [B] factors."""
-    return (images * factors[:, None, None, None]).clamp_(0, 1)
+    """Multiply the channels of [B, C, H, W] by factors [B], or [B, C]."""
+    return (images * factors.view(len(factors), -1, 1, 1)).clamp_(0, 1)
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:

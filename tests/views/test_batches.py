@@ -124,6 +124,15 @@ def test_colours_are_changed_between_unit_and_normalise_by_draws_of_the_joint_ba
     torch.testing.assert_close(changed.images[0] * std + mean, expected, rtol=0, atol=1e-6)
 
 
+def test_each_of_many_channels_gets_light_of_its_own():
+    stains = PhotometricSpec(jitter=1.0, channel_brightness=0.9)
+    source, pixels = array(channels=5), Pixels(0.0, 255.0, (0.0,) * 5, (1.0,) * 5)
+    views = [ViewsSpec(global_crops=(CropSpec(size=16, photometric=p),)) for p in (PhotometricSpec(), stains)]
+    plain, changed = (batches(source, v, pixels=pixels)(2).images[0] for v in views)
+    factors = photometric.draw(generator(3, "colours method", 2, 0), 8, stains, 5).channel_brightness
+    torch.testing.assert_close(changed, (plain * factors[:, :, None, None]).clamp(0, 1), rtol=0, atol=1e-6)
+
+
 def test_crops_of_one_image_differ_and_steps_differ():
     views, later = batches(array())(0), batches(array())(1)
     assert not torch.equal(views.boxes[0], views.boxes[1]) and not torch.equal(views.images[0], views.images[1])

@@ -114,18 +114,25 @@ def test_images_of_a_batch_get_different_draws_distributed_as_the_spec_says():
         assert len(values.unique()) > 0.99 * n
     for which, p in ((d.jitter, 0.8), (d.grey, 0.2), (d.blur, 0.5), (d.solarise, 0.2)):
         assert abs(which.double().mean() - p) < 4 * (p * (1 - p) / n) ** 0.5
+    each = draw(generator(7, "test"), n, PhotometricSpec(jitter=0.8, channel_brightness=1.2), 5).channel_brightness
+    assert each.shape == (n, 5) and all(kstest(values.double() / 2.2, "uniform").pvalue > 0.01 for values in each.unbind(1))
+    assert (torch.corrcoef(torch.cat([torch.stack([d.jitter, d.brightness, d.sigma]), each.mT])) - torch.eye(8)).abs().max() < 4 / n**0.5
     together = torch.stack([d.jitter, d.grey, d.blur, d.solarise, d.brightness, d.contrast, d.saturation, d.hue, d.sigma])
     assert (torch.corrcoef(together) - torch.eye(9)).abs().max() < 4 / n**0.5
 
 
 def test_a_value_does_not_move_when_another_operation_is_left_out():
-    full, less = (draw(generator(8, "test"), 50, s) for s in (FULL, FULL.model_copy(update={"hue": 0.0, "grey": 0.0})))
+    full, less, more = (
+        draw(generator(8, "test"), 50, FULL.model_copy(update=u)) for u in ({}, {"hue": 0.0, "grey": 0.0}, {"channel_brightness": 0.5})
+    )
+    assert torch.equal(full.brightness, more.brightness) and torch.equal(full.solarise, more.solarise)
     assert less.hue is None and less.grey is None
     assert torch.equal(full.brightness, less.brightness) and torch.equal(full.sigma, less.sigma) and torch.equal(full.solarise, less.solarise)
 
 
 ONE = {
     "brightness": PhotometricSpec(jitter=1.0, brightness=0.5),
+    "channel_brightness": PhotometricSpec(jitter=1.0, channel_brightness=0.5),
     "contrast": PhotometricSpec(jitter=1.0, contrast=0.5),
     "saturation": PhotometricSpec(jitter=1.0, saturation=0.5),
     "hue": PhotometricSpec(jitter=1.0, hue=0.2),
@@ -142,6 +149,8 @@ def documented(name, image, d, i):
     mean = x.mean(0, keepdim=True).expand_as(x)
     if name == "brightness":
         return (x * d.brightness[i]).clamp(0, 1)
+    if name == "channel_brightness":
+        return torch.stack([(plane * f).clamp(0, 1) for plane, f in zip(x, d.channel_brightness[i], strict=True)])
     if name == "contrast":
         return (x * d.contrast[i] + (1 - d.contrast[i]) * x.mean()).clamp(0, 1)
     if name == "saturation":
@@ -164,7 +173,7 @@ def test_an_operation_changes_pixels_as_documented_or_is_refused_by_name(name, c
     check(spec, channels)
     counts = torch.randint(0, 65536, (6, channels, 16, 16), generator=generator(9, "test"))
     images = counts.to(torch.uint16).float() / 65535  # 16-bit data in the unit range
-    draws = draw(generator(10, "test"), 6, spec)
+    draws = draw(generator(10, "test"), 6, spec, channels)
     got = apply(images, draws)
     assert ((got - images).abs().amax((1, 2, 3)) > 0.01).all()
     if channels != 3:
