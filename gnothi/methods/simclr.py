@@ -22,8 +22,7 @@ class SimCLRSpec(MethodSpec):
     temperature: float = Field(default=0.2, gt=0)
     """Softmax temperature of the contrast."""
     decoupled: bool = False
-    """A view's partner is not among the candidates it must stand out from (DCL, arXiv 2110.06848): learns faster from small batches. By a rule
-    of the recipe on for batches of up to 256."""
+    """A view's partner is not among the candidates it must stand out from (DCL, arXiv 2110.06848): for small batches, where a rule sets it."""
 
 
 class SimCLRSpace(Space):

@@ -54,10 +54,7 @@ class PhotometricSpec(Spec):
 
 @dataclass(frozen=True)
 class Draws:
-    """One value an image for each operation; None where the recipe does not have it.
-
-    Kept on the CPU, so that no GPU has to be asked which images get what.
-    """
+    """One value an image for each operation, None where the recipe does not have it; on the CPU, lest a GPU be asked which images get what."""
 
     jitter: Tensor | None = None
     """[B] bool: gets the five below."""
@@ -108,7 +105,6 @@ def check(spec: PhotometricSpec, channels: int, name: str = "views") -> None:
 def draw(generator: torch.Generator, n: int, spec: PhotometricSpec, channels: int = 3) -> Draws:
     """Draw the values of n images: a row of uniform numbers each, so an image's values do not depend on the settings of other operations."""
     u = torch.rand(n, 9, generator=generator).unbind(1)
-    each = torch.rand(n, channels, generator=generator) if spec.channel_brightness else u[0]
 
     def factors(strength: float, u: Tensor) -> Tensor | None:
         low = max(0.0, 1 - strength)
@@ -118,7 +114,7 @@ def draw(generator: torch.Generator, n: int, spec: PhotometricSpec, channels: in
     return Draws(
         jitter=u[0] < spec.jitter if spec.jitter else None,
         brightness=factors(spec.brightness, u[1]),
-        channel_brightness=factors(spec.channel_brightness, each),
+        channel_brightness=factors(spec.channel_brightness, torch.rand(n, channels, generator=generator)),
         contrast=factors(spec.contrast, u[2]),
         saturation=factors(spec.saturation, u[3]),
         hue=spec.hue * (2 * u[4] - 1) if spec.hue and spec.jitter else None,
