@@ -131,3 +131,23 @@ def test_charts_of_an_hour_stand_alone_as_images(made: Any) -> None:
     zero = max(float(t.attrib["y1"]) for t in svg.iter(f"{space}line"))
     heights = [zero - y for _, y in points]
     assert heights[0] == heights[1] > 0 and abs(heights[2] - 2 * heights[0]) < 0.2
+
+
+def test_methods_stand_beside_lightly_s_and_what_did_not_run_is_left_open(made: Any) -> None:
+    tables, _, write = made
+
+    def row(value: float, processor: float, **more: Any) -> dict[str, Any]:
+        return {"value": value, "low": value - 0.01, "high": value + 0.01, "spectral": value + 0.1, "processor": processor, "n": 100, **more}
+
+    found = {f"gnothi simclr {seed}": row(0.5 + 0.01 * seed, 100, verdict="healthy") for seed in range(3)}
+    found |= {"lightly simclr 0": row(0.4, 200), "time simclr 0": row(0.35, 110, epochs=10), "crops simclr 0": row(0.55, 190, verdict="weak")}
+    write("cifar_methods", {**found, "lightly byol 0": row(0.3, 210), "pixels": row(0.2, 0)})
+    half = 4.302653 * 0.01 / 3**0.5  # t of 2 degrees of freedom
+    ours = f"0.510 ({0.51 - half:.3f} to {0.51 + half:.3f}; 3 seeds)"
+    head, simclr, byol, pixels = rows(tables.cifar())
+    assert head[0] == "method" and pixels[2] == "0.200 (0.190 to 0.210)"
+    assert simclr == [
+        "simclr", "0.400 (0.390 to 0.410)", ours, "+0.110", "0.550 (0.540 to 0.560)", "+0.150", "0.500 / 0.610 / 0.650", "healthy, weak"
+    ]  # fmt: skip
+    assert byol == ["byol", "0.300 (0.290 to 0.310)", "", "", "", "", "0.400 / – / –", ""]
+    assert rows(tables.cifar_time())[1:] == [["simclr", "200 / 100 / 190", "0.350 (0.340 to 0.360); 10 epochs", ours, "+0.160"]]
