@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,11 @@ SIBLINGS = {"methods": {"method", "alone"}, "auxiliary": {"auxiliary", "matching
 """Packages whose files import no other file beside them, but these."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PROGRAMS = sorted(path for name in ("experiments", "benchmarks") for path in (PACKAGE.parent / name).glob("*.py"))
+
+
+def test_the_readme_gives_the_order() -> None:
+    said = re.search(r"stand before it in this order: ([^.]+)\.", (PACKAGE.parent / "README.md").read_text(encoding="utf-8"))
+    assert said is not None and tuple(" ".join(said[1].split()).split(", ")) == ORDER
 
 
 def imported(path: Path) -> list[str]:
