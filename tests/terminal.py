@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +27,12 @@ class Done(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def torchrun(processes: int, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in several processes of ``torchrun``, of a thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "gnothi", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
 
 
 def gnothi(*args: object) -> Done:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import click
 import numpy as np
 import pytest
 import torch
-from terminal import SMALL, TRAIN, Done, N, everything, gnothi, noise, refused, said, write_data
+from terminal import SMALL, TRAIN, Done, N, everything, gnothi, noise, refused, said, torchrun, write_data
 
 from gnothi import cli
 from gnothi.training import checkpoint
@@ -157,10 +156,7 @@ def test_ctrl_c_at_any_moment_and_resume_equal_the_unbroken_run_and_no_second_ru
 
 @pytest.mark.ddp
 def test_two_processes_of_torchrun_speak_once_and_leave_one_run(work: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gnothi"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    args = [*command, "train", "tiny.npz", "--out", "runs/two", *SMALL]
-    done = subprocess.run(args, capture_output=True, text=True, env=env, timeout=120)
+    done = torchrun(2, "train", "tiny.npz", "--out", "runs/two", *SMALL)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run     runs/two") == 1 and done.stderr.count("tiny.npz: 64 images") == 1
     record = json.loads((work / "runs/two/spec.json").read_text())

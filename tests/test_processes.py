@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from terminal import gnothi, noise, said
+from terminal import gnothi, noise, said, torchrun
 
 from gnothi import distributed
 from gnothi.contracts import EncoderError
@@ -29,11 +27,6 @@ SMALL = ("--set", "training.batch=6", "--set", "views.size=16", "--set", "traini
 SMALL += ("--set", "training.workers=1", "--set", "training.threads=1", "--method", "simclr", "--backbone", "micro-vit", "--epochs", "2")
 APART = 2e-5
 """Of float32 vectors of a few numbers around 1: products of other batch sizes round otherwise. Measured: 2e-6."""
-
-
-def torchrun(processes: int, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "gnothi", *args]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -3,60 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from terminal import noise, said
+from terminal import noise, said, torchrun
 from torch import Tensor
 
 from gnothi.training import checkpoint
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
-SMALL = (
-    "--method",
-    "vicreg",
-    "--auxiliary",
-    "jigsaw",
-    "--set",
-    "backbone.args.widths=[6,7,9]",
-    "--epochs",
-    "1",
-    "--device",
-    "cpu",
-    "--set",
-    "training.batch=8",
-    "--set",
-    "training.threads=1",
-    "--set",
-    "training.precision=fp32",
-)
-SMALL += ("--set", "method.hidden=16", "--set", "method.out=8", "--set", "views.size=32", "--set", "data.holdout=0.2")
-SMALL += (
-    "--set",
-    "training.evaluate_every=50%",
-    "--set",
-    "training.health_every=50%",
-    "--set",
-    "optimiser.name=sgd",
-    "--set",
-    "optimiser.lr=0.01",
-    "--set",
-    "training.channels_last=false",
-)
+SMALL = ["--method", "vicreg", "--auxiliary", "jigsaw", "--epochs", "1", "--device", "cpu"]
+for setting in (
+    "backbone.args.widths=[6,7,9]", "method.hidden=16", "method.out=8", "views.size=32", "data.holdout=0.2", "optimiser.name=sgd",
+    "optimiser.lr=0.01", "training.batch=8", "training.threads=1", "training.precision=fp32", "training.channels_last=false",
+    "training.evaluate_every=50%", "training.health_every=50%",
+):  # fmt: skip
+    SMALL += ["--set", setting]
 APART = 1e-4
 """Of float32 numbers, relative to the largest of each tensor; measured: 1e-5, for sums over processes are taken in another order."""
-
-
-def torchrun(*args: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gnothi", *args]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
-    assert done.returncode == 0, done.stderr
 
 
 def numbers(run: Path) -> dict[str, float]:
@@ -75,7 +42,8 @@ def test_a_run_whose_processes_share_everything_is_that_whose_processes_have_all
     np.savez(tmp_path / "data.npz", images=noise(40, 36, 36, 3).astype(np.uint8), labels=np.arange(40) % 2)
     args = ("train", str(tmp_path / "data.npz"), *SMALL)
     for name, parallel in (("all", "ddp"), ("shared", "fsdp")):
-        torchrun(*args, "--out", str(tmp_path / name), "--set", f"training.parallel={parallel}")
+        done = torchrun(2, *args, "--out", tmp_path / name, "--set", f"training.parallel={parallel}")
+        assert done.returncode == 0, done.stderr
     whole, shared = numbers(tmp_path / "all"), numbers(tmp_path / "shared")
     assert whole.keys() == shared.keys() and sum("evaluation" in k for k in whole) == 2
     assert [k for k in whole if shared[k] != pytest.approx(whole[k], rel=APART, abs=1e-6)] == []

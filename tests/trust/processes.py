@@ -18,20 +18,12 @@ import torch
 from gnothi.randomness import generator
 
 HERE = Path(__file__).parent
-SMALL = (
-    "--epochs",
-    "4",
-    "--device",
-    "cpu",
-    "--set",
-    "training.batch=8",
-    "--set",
-    "training.threads=1",
-    "--set",
-    "backbone.args.widths=[16,16,16,16]",
-)
-SMALL += ("--method", "dino", "--set", "method.hidden=16", "--set", "method.out=8", "--set", "method.prototypes=256")
-SMALL += ("--set", "training.checkpoint_every=4 steps", "--set", "training.log_every=1 steps", "--set", "views.size=16", "--set", "data.holdout=0")
+SMALL = ["--method", "dino", "--epochs", "4", "--device", "cpu"]
+for setting in (
+    "backbone.args.widths=[16,16,16,16]", "method.hidden=16", "method.out=8", "method.prototypes=256", "views.size=16", "data.holdout=0",
+    "training.batch=8", "training.threads=1", "training.checkpoint_every=4 steps", "training.log_every=1 steps",
+):  # fmt: skip
+    SMALL += ["--set", setting]
 
 
 def begin(*args: object, **more: object) -> subprocess.Popen[str]:
