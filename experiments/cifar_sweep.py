@@ -65,8 +65,13 @@ TRIED: dict[str, list[dict[str, Any]]] = {
     "moco": [{"method.momentum": 0.9}, {"method.momentum": 0.9, **MORE, "views.local_size": 32}],
     "simsiam": [{"optimiser.lr": 0.12}, {"optimiser.lr": 0.12, **MORE, "views.local_size": 32}],
     "barlow": [{"optimiser.lr": 0.06}],
-    "dino": [{"method.momentum": 0.9}, {"optimiser.lr": 0.12}, {"views.recipe": "dino", "views.local": 4}],
-    "swav": [{"optimiser.lr": 0.24}, {"views.recipe": "swav", "views.local": 4}],
+    "dino": [
+        {"method.momentum": 0.9},
+        {"optimiser.lr": 0.12},
+        {"views.recipe": "dino", "views.local": 4},
+        {"method.hidden": 2048, "method.out": 256, "method.prototypes": 2048},
+    ],
+    "swav": [{"optimiser.lr": 0.24}, {"views.recipe": "swav", "views.local": 4}, {"optimiser.lr": 0.24, "method.queue": 1920}],
     "vicreg": [{"optimiser.lr": 0.06}],
 }
 """What an arm changes of that."""
