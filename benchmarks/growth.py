@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from benchmarks.apart import apart
-from benchmarks.step import peak, write_data
+from benchmarks.step import write_data
 from gnothi import pretrain
 from gnothi.files import write_text
+from gnothi.plan import peak
 from gnothi.randomness import generator
 from gnothi.recipes.resolve import resolve
 from gnothi.training.learner import Learner

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +28,7 @@ from gnothi import pretrain
 from gnothi.contracts import Step
 from gnothi.data.photos import photo_tiles
 from gnothi.files import write_text
+from gnothi.plan import peak
 from gnothi.recipes.resolve import resolve
 from gnothi.training.learner import Learner
 
@@ -186,13 +185,6 @@ def seconds_of(action: Callable[[], object], device: torch.device) -> float:
     began = clock(device)
     action()
     return clock(device) - began
-
-
-def peak(device: torch.device) -> int:
-    """Bytes of memory at the most."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def child(case: Case, data: Path) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def told(found: dict[str, Any]) -> str:
         of = {r["metric"]: r for r in rows if r["encoder"] == encoder}
         lines.append(f"| {encoder} | {interval(of.get('knn'))} | {interval(of['linear'])} | {difference(of['linear'])} |")
     shape, kinds = " x ".join(map(str, images["train"]["first"])), len(images["test"]["labelled"])
-    trained = f"{run['n']:,} images (the first is {shape}, {images['train']['dtype']}) trained {run['method']} on {run['backbone']}"
-    spent = f", {run['processor'] / 60:.1f} of a core" if run["processor"] else ""
+    trained = f"{run['method']} on {run['backbone']} learned from {run['n']:,} images (the first is {shape}, {images['train']['dtype']})"
+    spent = f" by the clock, {run['processor'] / 60:.1f} of processor time" if run["processor"] else " by the clock"
     length = f"{run['asked']['training']['epochs']:g} epochs, {run['steps']:,} steps of {run['size']} px, {run['seconds'] / 60:.1f} minutes{spent}"
     asked = f"{rows[0]['n']:,} others of {kinds} classes were asked. 95 % intervals over test images, one seed, last epoch."
     about = f"{trained} for {length}; verdict: {run['verdict']}. {asked}"

@@ -27,6 +27,7 @@ from gnothi.auxiliary import AUXILIARIES
 from gnothi.cli import cli
 from gnothi.methods import METHODS
 from gnothi.recipes.named import RECIPES
+from gnothi.recipes.rules import Facts, defaults
 from gnothi.recipes.spec import names
 from gnothi.recipes.views import VIEWS
 
@@ -37,22 +38,30 @@ def settings() -> str:
     """All settings, by group."""
     parts = []
     shared = {k: v for k, v in names({}).items() if not k.startswith("method.")}
-    parts.append(rows_of(shared))
+    parts.append(rows_of(shared, set().union(*map(ruled, METHODS))))
     for method in METHODS:
         own = {k: v for k, v in names({"method": {"name": method}}).items() if k.startswith("method.") and k != "method.name"}
-        parts += [f"### method: {method}\n{rows_of(own)}"] if own else []
+        parts += [f"### method: {method}\n{rows_of(own, ruled(method))}"] if own else []
     for name, (spec, _) in AUXILIARIES.items():
         own = {f"auxiliary.{name}.{k}": v for k, v in spec.model_fields.items()}
         parts.append(f"### auxiliary: {name}\n{rows_of(own)}")
     return "\n\n".join(parts)
 
 
-def rows_of(fields: dict) -> str:
+def ruled(method: str) -> set[str]:
+    """Settings that a rule gives a value for."""
+    found = defaults(Facts(10_000, 3, 32), {"method": {"name": method}})
+    return {f"{group}.{name}" for group, of in found.items() for name in of}
+
+
+def rows_of(fields: dict, ruled: set[str] = frozenset()) -> str:
     """A table of fields."""
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in fields.items():
         default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True), default=str)
         default = default if len(default) < 40 else "..."
+        if name in ruled:
+            default = "by rule" if default == "null" else f"by rule; {default}"
         lines.append(f"| `{name}` | {default} | {' '.join((field.description or '').split()).replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
 

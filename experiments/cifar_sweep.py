@@ -70,6 +70,8 @@ TRIED: dict[str, list[dict[str, Any]]] = {
         {"optimiser.lr": 0.12},
         {"views.recipe": "dino", "views.local": 4},
         {"method.hidden": 2048, "method.out": 256, "method.prototypes": 2048},
+        {"views.area": [0.14, 1.0]},
+        {"method.momentum_end": 0.99},
     ],
     "swav": [{"optimiser.lr": 0.24}, {"views.recipe": "swav", "views.local": 4}, {"optimiser.lr": 0.24, "method.queue": 1920}],
     "vicreg": [{"optimiser.lr": 0.06}],

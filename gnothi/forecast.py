@@ -109,12 +109,16 @@ class Link:
     bandwidth: float
     """Bytes a second, each way."""
 
-    def exchange(self, demand: Demand, processes: int, parallel: str = "ddp") -> float:
-        """Seconds that a step of several processes waits: gradients by a ring, 2 (N - 1) / N of their bytes, with fsdp 3 (N - 1) / N; and words."""
+    def exchange(self, demand: Demand, processes: int, parallel: str = "ddp", accumulate: int = 1) -> float:
+        """Seconds that a step of several processes waits: gradients by a ring, 2 (N - 1) / N of their bytes, and words of each micro-batch.
+
+        With fsdp 3 (N - 1) / N, in every micro-batch.
+        """
         if processes == 1:
             return 0.0
-        sent = (3 if parallel == "fsdp" else 2) * (processes - 1) / processes * demand.learned
-        return sent / self.bandwidth + (demand.waits + math.ceil(demand.learned / BUCKET)) * self.latency
+        rounds = 3 * accumulate if parallel == "fsdp" else 2
+        sent = rounds * (processes - 1) / processes * demand.learned
+        return sent / self.bandwidth + (accumulate * demand.waits + math.ceil(demand.learned / BUCKET)) * self.latency
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def forecast(demand: Demand, plan: Plan, rates: Rates, link: Link, base: float =
     """
     steps = max(1, round(plan.epochs * (plan.images // plan.batch)))
     local = plan.batch / plan.processes
-    waiting = link.exchange(demand, plan.processes, plan.parallel)
+    waiting = link.exchange(demand, plan.processes, plan.parallel, plan.accumulate)
     step = rates.step(demand, local) + waiting
     shards = plan.processes if plan.parallel == "fsdp" else 1
     memory = base + rates.memory(demand.held(local, plan.accumulate, shards))

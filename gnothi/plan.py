@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -141,6 +142,9 @@ def peak(device: torch.device) -> int:
     """Bytes that this process held at the most, on its device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # the resource below counts what the process held that this one was started from
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024  # type: ignore[index]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -240,7 +244,8 @@ def calibrate(resolved: Resolved, together: int = 1, between: Link | None = None
         between: what they hear of each other; the time of it is not counted again.
     """
     t = resolved.spec.training
-    manner = {"precision": t.precision, "channels_last": t.channels_last, "threads": resolved.threads}
+    threads = t.threads or max(1, resolved.threads // together)  # processes of a machine share its cores
+    manner = {"precision": t.precision, "channels_last": t.channels_last, "threads": threads}
     device = str(resolved.device)
     demands = [count(_case(case, manner, device)) for case in CASES]
     talk = [0.0 if between is None else between.exchange(demand, together) for demand in demands]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +88,23 @@ def pieces() -> dict[str, Tensor]:
     }
 
 
-def normed(kind: type[nn.Module], shape: tuple[int, ...], part: slice) -> dict[str, Tensor]:
-    """Forward, backward and running statistics of a BatchNorm over the joint batch."""
+def normed(name: str, part: slice) -> dict[str, Tensor]:
+    """Forward, backward and running statistics after two passes: over the joint batch, or of the module as it is where there is one process."""
     torch.manual_seed(0)
-    norm = kind(5).double()
-    nn.init.normal_(norm.weight)
+    norm = NORMS[name]().double()
+    shape = (B, 5) if isinstance(norm, nn.BatchNorm1d) else (B, 5, 3, 2)
+    for p in norm.parameters():
+        nn.init.normal_(p)
     x = torch.randn(shape, dtype=torch.float64) * 3 + 1
     target = torch.randn(shape, dtype=torch.float64)
-    synchronise(norm)
+    if distributed.world() > 1:
+        synchronise(norm)
     own = x[part].clone().requires_grad_()
+    norm(own.detach() + 2)
     y = norm(own)
     (y * target[part]).sum().backward()
-    return {"y": y.detach(), "x": own.grad, "w": norm.weight.grad, "mean": norm.running_mean, "var": norm.running_var, "n": norm.num_batches_tracked}
+    found = {"y": y.detach(), "x": own.grad, **{f"learned {k}": p.grad for k, p in norm.named_parameters()}}
+    return found | {k: b for k, b in norm.named_buffers() if b is not None}
 
 
 def coarse(part: slice) -> dict[str, Tensor]:
@@ -118,8 +123,8 @@ def worker(rank: int, folder: str) -> None:
         save_file(run(name, kind, half), f"{folder}/{name} {kind} {rank}")
     save_file(run("dino", PLAIN, half, accumulate=2), f"{folder}/accumulated {rank}")
     save_file(pieces(), f"{folder}/pieces {rank}")
-    for number, (kind_, shape) in enumerate(NORMS):
-        save_file(normed(kind_, shape, half), f"{folder}/norm {number} {rank}")
+    for name in NORMS:
+        save_file(normed(name, half), f"{folder}/norm {name} {rank}")
     save_file(coarse(half), f"{folder}/coarse {rank}")
     try:
         toys.learner(Objective(toys.method("byol")), Poisoned(B, dtype=torch.float64, part=half), total=4).fit()
@@ -129,7 +134,29 @@ def worker(rank: int, folder: str) -> None:
     distributed.stop()
 
 
-NORMS: list[tuple[type[nn.Module], tuple[int, ...]]] = [(nn.BatchNorm1d, (B, 5)), (nn.BatchNorm2d, (B, 5, 3, 2))]
+def unshifted() -> nn.Module:
+    norm = nn.BatchNorm2d(5)
+    norm.register_parameter("bias", None)
+    return norm
+
+
+def timm_s() -> nn.Module:
+    """A BatchNorm with an activation inside."""
+    from timm.layers import BatchNormAct2d
+
+    return BatchNormAct2d(5, act_layer=nn.SiLU)
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "of rows": lambda: nn.BatchNorm1d(5),
+    "of maps": lambda: nn.BatchNorm2d(5),
+    "of fixed statistics": lambda: nn.BatchNorm1d(5, momentum=0.0),
+    "of a mean over all batches": lambda: nn.BatchNorm1d(5, momentum=None),
+    "without scale and shift": lambda: nn.BatchNorm2d(5, affine=False),
+    "without running statistics": lambda: nn.BatchNorm2d(5, track_running_stats=False),
+    "without a shift": unshifted,
+    "with an activation": timm_s,
+}
 
 
 @pytest.fixture(scope="module")
@@ -179,17 +206,29 @@ def test_carries_merge_and_values_are_shared(folder: Path) -> None:
         assert found["rows"].flatten().tolist() == [0, 0, 1, 1] and found["objects"].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("number", range(len(NORMS)))
-def test_synchronised_batchnorm_equals_torch_s_on_the_whole(folder: Path, number: int) -> None:
-    first, second = both(folder, f"norm {number}")
-    whole = normed(*NORMS[number], slice(None))
-    for key in ("y", "x"):
-        torch.testing.assert_close(torch.cat([first[key], second[key]]), whole[key], rtol=1e-10, atol=1e-10)
-    # Each process has the gradient of its own rows' loss; the sum over both is the whole's.
-    torch.testing.assert_close(first["w"] + second["w"], whole["w"], rtol=1e-10, atol=1e-10)
-    for key in ("mean", "var", "n"):
-        torch.testing.assert_close(first[key], whole[key], rtol=1e-10, atol=1e-12)
-        assert torch.equal(first[key], second[key])
+@pytest.mark.parametrize("name", NORMS)
+def test_synchronised_batchnorm_equals_the_module_s_own_on_the_whole(folder: Path, name: str) -> None:
+    first, second = both(folder, f"norm {name}")
+    whole = normed(name, slice(None))
+    assert first.keys() == second.keys() == whole.keys()
+    for key in whole:
+        if key in ("y", "x"):
+            torch.testing.assert_close(torch.cat([first[key], second[key]]), whole[key], rtol=1e-10, atol=1e-10)
+        elif key.startswith("learned"):  # each process has the gradient of its own rows' loss; the sum over both is the whole's
+            torch.testing.assert_close(first[key] + second[key], whole[key], rtol=1e-10, atol=1e-10)
+        else:
+            torch.testing.assert_close(first[key], whole[key], rtol=1e-10, atol=1e-12)
+            assert torch.equal(first[key], second[key])
+
+
+def test_what_a_batchnorm_does_besides_is_left_to_no_kernel_that_forgets_it() -> None:
+    """torch's own, for GPUs, takes those that do nothing else; it is the same in evaluation."""
+    net = nn.Sequential(nn.BatchNorm2d(5), timm_s()).eval()
+    x = torch.randn(2, 5, 3, 3, generator=generator(0, "fused"))
+    before, keys = net(x), list(net.state_dict())
+    synchronise(net, fused=True)
+    assert [type(m) for m in net] == [nn.SyncBatchNorm, SyncBatchNorm] and list(net.state_dict()) == keys
+    assert torch.equal(net(x), before)
 
 
 def test_synchronised_batchnorm_takes_bf16_and_counts_in_float32(folder: Path) -> None:

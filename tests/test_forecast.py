@@ -63,15 +63,17 @@ def test_gradients_go_round_in_a_ring(parallel: str, processes: int, times: floa
     link = Link(1e-3, 1e9)
     words = (10 + -(-40_000_000 // BUCKET)) * 1e-3 if processes > 1 else 0
     assert link.exchange(DEMAND, processes, parallel) == pytest.approx(times * 0.04 + words)
+    more = 2 * 10 * 1e-3 + (2 * times * 0.04 if parallel == "fsdp" else 0) if processes > 1 else 0  # two more micro-batches
+    assert link.exchange(DEMAND, processes, parallel, 3) == pytest.approx(times * 0.04 + words + more)
 
 
 def test_a_forecast_is_its_closed_form() -> None:
     plan = Plan(images=10_000, batch=64, epochs=3.0, processes=4, accumulate=2, looks=5000)
     link = Link(1e-3, 1e9)
     found = forecast(DEMAND, plan, RATES, link, base=7e8)
-    step = RATES.step(DEMAND, 16) + link.exchange(DEMAND, 4)
+    step = RATES.step(DEMAND, 16) + link.exchange(DEMAND, 4, accumulate=2)
     assert found.steps == 3 * 156 and found.step_seconds == pytest.approx(step)
-    assert found.images_per_second == pytest.approx(64 / step) and found.waiting == pytest.approx(link.exchange(DEMAND, 4) / step)
+    assert found.images_per_second == pytest.approx(64 / step) and found.waiting == pytest.approx(link.exchange(DEMAND, 4, accumulate=2) / step)
     look = 2e8 * 1e-11 + 1e-9 * 2e6 * 2e8 / 1e9
     assert found.seconds == pytest.approx(468 * step + 5000 * look)
     assert found.memory == pytest.approx(7e8 + 9e7 + 1.25 * (160e6 + 3e6 + 8 * 2e6 + 16 * 1e5)) and found.checkpoint == 120_000_000

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +129,25 @@ def test_what_processes_tell_each_other_is_not_counted_twice(monkeypatch: pytest
     n = len(planning.CASES)
     assert [step.seconds for step in seen] == pytest.approx([1 - 0.1 - 0.06] * n + [planning.LEAST] * n)
     assert [step.memory for step in seen] == [10**9, *[None] * (n - 1)] * 2
+
+
+@pytest.mark.parametrize(("together", "asked", "threads"), [(1, None, 6), (2, None, 3), (4, None, 1), (4, 5, 5)])
+def test_processes_of_one_machine_share_its_cores(together: int, asked: int | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    manners: list[dict[str, Any]] = []
+    monkeypatch.setattr(planning, "_taken", lambda _, manner, __: manners.append(manner) or [(1.0, 0)] * len(planning.CASES))
+    monkeypatch.setattr(planning, "count", lambda _: Demand(1.0, 1.0, 0.0, 1.0, 10**6, 1, 5, 1.0))
+    run = resolved(training={"threads": asked})
+    planning.calibrate(replace(run, threads=asked or 6), together, Link(0.0, 1e9))
+    assert manners[0]["threads"] == threads
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_a_peak_is_the_process_s_own() -> None:
+    """Of a child whose parent once held 400 MB more than it ever does."""
+    child = "import torch; from gnothi.plan import peak; print(peak(torch.device('cpu')))"
+    parent = f"import subprocess, sys; x = bytearray(b'1') * (1 << 30); del x; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 1e8 < int(done.stdout) < 1e9
 
 
 def test_a_peak_is_of_the_case_that_reached_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

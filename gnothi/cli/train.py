@@ -80,7 +80,7 @@ def plan(
         {**resolved.record(), "cost": cost},
         lambda: (
             f"{resolved.words()}\n\n"
-            f"{cost['steps']} steps of {cost['step_seconds']:.3g} s: about {duration(cost['seconds'])} in all\n"
+            f"{cost['steps']} steps of {cost['step_seconds']:.3g} s: about {duration(cost['seconds'])} in all, with k-NN and health along the way\n"
             f"{cost['peak_memory'] / 2**30:.1f} GiB of memory, {cost['checkpoint_bytes'] / 2**20:.0f} MiB a checkpoint, "
             f"{cost['parameters'] / 1e6:.2f} million parameters in the encoder, {cost['flops']:.2g} FLOPs"
         ),

@@ -28,7 +28,7 @@ class SwAVSpec(MethodSpec):
     iterations: int = Field(default=3, gt=0, le=1000)
     """Rounds of Sinkhorn."""
     queue: int = Field(default=0, ge=0)
-    """Earlier projections, a crop, that take part in the assignment; for batches smaller than the number of prototypes."""
+    """Earlier projections, a crop, that take part in the assignment; for batches much smaller than the number of prototypes, in long runs."""
     queue_start: float = Field(default=0.15, ge=0, le=1)
     """Part of training after which the queue is used, once it is full."""
     frozen_until: float = Field(default=0.01, ge=0, le=1)

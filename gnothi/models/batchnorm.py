@@ -20,6 +20,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
+        ctx.shifts = bias is not None
         return F.batch_norm(x, mean, var, weight, bias, eps=eps)
 
     @staticmethod
@@ -33,7 +34,7 @@ class _Normalised(torch.autograd.Function):
         dist.all_reduce(joint)
         gain = scale if weight is None else scale * weight
         back = centred.mul_((-gain * scale * joint[1]).view(shape)).addcmul_(fine, gain.view(shape)).sub_((gain * joint[0]).view(shape))
-        return back.to(x.dtype), None if weight is None else along, None if weight is None else total, None, None, None
+        return back.to(x.dtype), None if weight is None else along, total if ctx.shifts else None, None, None, None
 
 
 def _axes(x: Tensor) -> tuple[list[int], list[int]]:
@@ -49,7 +50,7 @@ def _fine(x: Tensor) -> Tensor:
 class SyncBatchNorm(_BatchNorm):
     """BatchNorm over the joint batch of all processes, which have equally many rows each. [B, C, ...] -> same.
 
-    torch's own works on CUDA only.
+    torch's own works on CUDA only, and forgets the activation that timm puts into a BatchNorm.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -73,19 +74,28 @@ class SyncBatchNorm(_BatchNorm):
             var = (variances + (means - mean).square()).mean(0)  # never a difference of squares, which would cancel in float32
             if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
                 n = x.numel() // x.shape[1] * world()
-                self.running_mean.lerp_(mean, self.momentum or 0.1)
-                self.running_var.lerp_(var * n / (n - 1), self.momentum or 0.1)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
+                share = 1 / float(self.num_batches_tracked or 1) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(var * n / (n - 1), share)
         normalised: Tensor = _Normalised.apply(x, self.weight, self.bias, mean, var, self.eps)
         return normalised
 
 
-def synchronise(module: nn.Module) -> None:
-    """Turn every BatchNorm inside a module into one over all processes, in place; names, weights and statistics stay."""
+def synchronise(module: nn.Module, *, fused: bool = False) -> None:
+    """Turn every BatchNorm inside a module into one over all processes, in place; names, weights and statistics stay.
+
+    Args:
+        module: a network, or several.
+        fused: take torch's own, whose kernels are fused, for those that do nothing else; it works on CUDA only.
+    """
     for m in module.modules():
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and not isinstance(m, SyncBatchNorm):
-            m.__class__ = SyncBatchNorm  # type: ignore[assignment]  # same attributes, another forward
+            if fused and type(m) in (nn.BatchNorm1d, nn.BatchNorm2d):
+                m.__class__, m.process_group = nn.SyncBatchNorm, None  # type: ignore[assignment]
+            else:
+                m.__class__ = SyncBatchNorm  # type: ignore[assignment]  # same attributes, another forward
 
 
 def has_statistics(network: nn.Module) -> bool:

@@ -118,10 +118,10 @@ class Verdict:
 
 
 ADVICE = {
-    "byol": "keep the predictor (method.predictor), and keep the teacher slow (method.momentum of 0.99 or more)",
+    "byol": "keep the predictor (method.predictor), and make the teacher slower (raise method.momentum)",
     "simsiam": "keep the stop-gradient (method.stop_gradient) and the predictor's constant rate, and lower optimiser.lr",
     "dino": "keep the centring (method.centring), lower method.teacher_temperature, lower optimiser.lr",
-    "swav": "lower method.epsilon, use a queue where the batch is smaller than method.prototypes, lower optimiser.lr",
+    "swav": "lower method.epsilon, leave out the queue (method.queue), lower optimiser.lr",
 }
 GENERAL_ADVICE = "lower optimiser.lr, lengthen optimiser.warm_up, check the views (`gnothi report` shows them)"
 FLAT = 0.05

@@ -34,10 +34,7 @@ def wrap(objective: Objective, spec: TrainingSpec) -> nn.Module:
                 m.compile()
     if world() == 1:
         return objective
-    if next(objective.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # in place, and the auxiliaries' heads too
-    else:
-        synchronise(objective)
+    synchronise(objective, fused=next(objective.parameters()).is_cuda)  # the auxiliaries' heads too
     if spec.parallel == "fsdp":
         _shard(objective)
         return objective

@@ -188,10 +188,15 @@ def _settings(
     said = dict(settings or {})
     if (said.get("method") or {}).get("name", method["name"]) != method["name"]:
         raise SettingError(f"method.name is {method['name']} for transfer.loss={spec.loss}, got {said['method']['name']}; leave it out")
-    if (said.get("data") or {}).get("holdout") is None:
-        n = len(open_data(data, settings=_data_spec(data, said)))
-        under["data"] = {"holdout": min(0.1, 1000 / n) if n >= SMALL else 0.0}
-    return merge(under, said)
+    return merge(under | _holdout(data, said), said)
+
+
+def _holdout(data: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the images that students are watched on, where nobody chose one."""
+    if (settings.get("data") or {}).get("holdout") is not None:
+        return {}
+    n = len(open_data(data, settings=_data_spec(data, settings)))
+    return {"data": {"holdout": min(0.1, 1000 / n) if n >= SMALL else 0.0}}
 
 
 def _data_spec(data: str, settings: Mapping[str, Any]) -> Any:
@@ -287,7 +292,7 @@ def baselines(
             shared = {k: v for k, v in (settings or {}).items() if k != "method"}
             again = {k: more[k] for k in ("init", "device", "progress") if k in more}
             resume = bool(more.get("resume")) and (folder / "spec.json").exists()
-            pretrain.train(data, recipe=recipe, settings=merge(plain, shared), out=folder, resume=resume, **again)
+            pretrain.train(data, recipe=recipe, settings=merge(plain | _holdout(data, shared), shared), out=folder, resume=resume, **again)
         else:
             changed = {"shuffle": True} if name == "shuffled" else {"loss": name}
             own = settings if changed.get("loss", spec.loss) == spec.loss else {k: v for k, v in (settings or {}).items() if k != "method"}

@@ -109,9 +109,14 @@ def test_batchnorm_in_dino_s_head_is_for_cnns_only() -> None:
         assert defaults(Facts(1000, 3, 32), {"method": {"name": "dino"}, "backbone": {"name": backbone}})["method"]["norm"] == norm
 
 
-def test_swav_takes_a_queue_where_the_batch_is_small_beside_the_prototypes() -> None:
-    few, many = (defaults(Facts(n, 3, 32), {"method": {"name": "swav"}})["method"] for n in (1_000, 50_000))
-    assert (few["prototypes"], few["queue"]) == (64, 0) and (many["prototypes"], many["queue"]) == (2048, 15 * 128)
+def test_prototypes_of_swav_follow_the_data_and_it_takes_no_queue() -> None:
+    few, many = (settle(Facts(n, 3, 32), {"method": {"name": "swav"}})["method"] for n in (1_000, 50_000))
+    assert (few["prototypes"], many["prototypes"]) == (64, 2048) and "queue" not in few | many
+
+
+def test_dino_clips_tensor_by_tensor_as_its_code_does() -> None:
+    training = defaults(Facts(1000, 3, 32), {"method": {"name": "dino"}})["training"]
+    assert (training["clip"], training["clip_kind"]) == (3.0, "tensor")
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw", "lars"])
