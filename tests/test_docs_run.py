@@ -70,10 +70,14 @@ def prepare() -> None:
     Image.fromarray(noise[0]).save("scan.png")
     shutil.copytree("my-images", "cells")
     shutil.copytree(ROOT / "examples", "examples")
-    np.savez("cells.npz", images=np.repeat(noise, 2, 3)[..., :5].astype(np.uint16) * 200, labels=np.arange(48) % 3)
+    channels = np.repeat(noise, 2, 3)[..., :5].astype(np.uint16) * 200
+    np.savez("cells.npz", images=channels, labels=np.arange(48) % 3)
+    np.savez("dna.npz", images=channels[..., :1])
+    for i, name in enumerate(("dna", "actin")):
+        np.save(f"{name}.npy", channels[:, ::6, ::6, i].reshape(48, -1).astype(np.float32))
     np.save("mine.npy", photo_tiles("train", 32, TILES, 0).array.float().mean((2, 3)).numpy())
     small = ("--set", "backbone.args.widths=[8,8,8,16]", "--set", "training.threads=1")
-    for seed, (name, data) in enumerate({"mine": "my-images", "b": "my-images", "cells": "cells.npz"}.items()):
+    for seed, (name, data) in enumerate({"mine": "my-images", "b": "my-images", "cells": "cells.npz", "dna": "dna.npz"}.items()):
         done = gnothi("train", data, "--out", f"runs/{name}", *small, "--set", f"seed={seed}")
         assert done.code == 0, done.err
     for name in ("x", "a", "base", "sdssl", "dino"):
