@@ -134,6 +134,7 @@ def test_baselines_differ_from_the_student_in_one_thing(tmp_path: Path) -> None:
     assert [f.name for f in folders] == ["run-regression", "run-seed", "run-supervised"]
     assert [(s["method"]["name"], s["method"].get("loss")) for s in specs] == [("distil", "regression"), ("distil", "seed"), ("classify", None)]
     assert specs[2]["method"]["targets"] is None
+    assert all(s["data"] == specs[0]["data"] for s in specs) and specs[0]["data"]["holdout"] == pytest.approx(0.1)  # the same images teach
     assert all(s["backbone"] == specs[0]["backbone"] and s["training"] == specs[0]["training"] and s["views"] == specs[0]["views"] for s in specs)
 
 
