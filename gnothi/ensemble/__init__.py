@@ -2,6 +2,6 @@
 
 from gnothi.ensemble.combine import COMBINERS, Ensemble, fit
 from gnothi.ensemble.fitted import EnsembleEncoder, make
-from gnothi.ensemble.table import ALL, compare, text
+from gnothi.ensemble.table import ALL, compare, compare_by, text
 
-__all__ = ["ALL", "COMBINERS", "Ensemble", "EnsembleEncoder", "compare", "fit", "make", "text"]
+__all__ = ["ALL", "COMBINERS", "Ensemble", "EnsembleEncoder", "compare", "compare_by", "fit", "make", "text"]

@@ -13,7 +13,7 @@ from gnothi.ensemble.best import Known
 from gnothi.ensemble.closed import Linear
 from gnothi.ensemble.descending import SAMPLE, begun, descended
 from gnothi.ensemble.descent import Descent, DescentSpec
-from gnothi.ensemble.members import Features, rows_of
+from gnothi.ensemble.members import Features, rows_of, some_rows
 from gnothi.ensemble.scaling import Scaling
 from gnothi.models.heads import mlp
 from gnothi.randomness import seeded
@@ -100,6 +100,7 @@ def amortised(features: Features, spec: AmortisedSpec, known: Known) -> Amortise
         network = mlp([wide, spec.encoder_hidden or width, width], "none").to(plain.decoders.first.weight.dtype)
     for p in network[-1].parameters():  # it begins as the linear start
         nn.init.zeros_(p)
-    few = torch.cat([s(rows_of(x, slice(0, SAMPLE))) for x, s in zip(features, plain.targets, strict=True)], dim=1)
+    drawn = some_rows(len(features[0]), SAMPLE, known.seed, "ensemble scale")
+    few = torch.cat([s(rows_of(x, drawn)) for x, s in zip(features, plain.targets, strict=True)], dim=1)
     start = Amortiser(plain.start, plain.targets, network, 1 / float(few.square().mean().sqrt()))
     return descended(Amortised(spec, start, plain.targets, plain.decoders, plain.scale), features, known)

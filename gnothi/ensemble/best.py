@@ -13,7 +13,7 @@ from torch import Tensor
 from gnothi.contracts import DataError
 from gnothi.data import holdout
 from gnothi.ensemble.closed import ChoiceSpec, Linear, MemberSpec, PCASpec, member, pca
-from gnothi.ensemble.members import Features, rows_of, unit
+from gnothi.ensemble.members import Features, rows_of, some_rows, unit
 from gnothi.evaluate.linear import Rows
 from gnothi.evaluate.nearest import predict
 from gnothi.randomness import generator
@@ -59,7 +59,7 @@ def scores(features: Features, spec: ChoiceSpec, known: Known) -> Sequence[float
     """k-NN accuracy on the held-out rows a member; without labels RankMe (Garrido et al. 2023), which is blind to what a task needs."""
     rows = divided(spec, known)
     if rows is None:
-        drawn = torch.randperm(len(features[0]), generator=generator(known.seed, "ensemble rank"))[:MOST].sort().values
+        drawn = some_rows(len(features[0]), MOST, known.seed, "ensemble rank")
         return [rankme(unit(x, drawn)) for x in features]
     kept, held = (torch.from_numpy(r) for r in rows)
     return [accuracy(unit(x, kept), unit(x, held), rows, spec, known) for x in features]

@@ -19,7 +19,7 @@ from gnothi.ensemble.best import BestSpec, Known, best, powered
 from gnothi.ensemble.descending import descent
 from gnothi.ensemble.descent import Descent, DescentSpec
 from gnothi.ensemble.fitting import Hears
-from gnothi.ensemble.members import BLOCK, Features, Matrix, blocks, check, exponent, rows_of, spectrum
+from gnothi.ensemble.members import BLOCK, Features, Matrix, blocks, check, exponent, rows_of, some_rows, spectrum
 from gnothi.recipes.spec import checked
 from gnothi.training.checkpoint import digest
 
@@ -172,7 +172,7 @@ def fit(
     fitted = COMBINERS[combiner][1](features, spec, Known(seed, None if labels is None else np.asarray(labels), groups, folder, hears))
     seconds = time.monotonic() - began
     made = Ensemble(combiner, spec, closed.widths(features), fitted, {"n": len(features[0]), "seed": seed, "seconds": seconds})
-    made.record |= {"exponent": _exponent(made, features), **getattr(fitted, "log", {})}
+    made.record |= {"exponent": _exponent(made, features, seed), **getattr(fitted, "log", {})}
     return made
 
 
@@ -187,8 +187,9 @@ def settings_of(combiner: str, settings: dict[str, Any]) -> Spec:
     return checked(COMBINERS[combiner][0], settings, combiner)
 
 
-def _exponent(made: Ensemble, features: Features) -> float | None:
-    """The power of the spectrum, from the first rows; None where there is none to speak of."""
-    few = [x[:SAMPLE] for x in features]
+def _exponent(made: Ensemble, features: Features, seed: int) -> float | None:
+    """The power of the spectrum, from drawn rows: the first ones may be of a few classes. None where there is none to speak of."""
+    drawn = some_rows(len(features[0]), SAMPLE, seed, "ensemble exponent")
+    few = [rows_of(x, drawn) for x in features]
     found = exponent(made.transform(few), spectrum(few))
     return found if math.isfinite(found) else None

@@ -15,7 +15,7 @@ from gnothi.ensemble.closed import Linear
 from gnothi.ensemble.decoders import Decoders
 from gnothi.ensemble.descent import Descent, DescentSpec
 from gnothi.ensemble.fitting import Fit
-from gnothi.ensemble.members import Features, exponent, moments, rows_of, spectrum
+from gnothi.ensemble.members import Features, exponent, moments, rows_of, some_rows, spectrum
 from gnothi.ensemble.scaling import scaling
 from gnothi.randomness import generator, seeded
 from gnothi.training.lock import owned
@@ -90,7 +90,8 @@ def begun(features: Features, spec: DescentSpec, seed: int) -> Descent:
     start = first_codes(features, spec, mean, covariance, seed)
     with seeded(seed, "ensemble networks"):
         decoders = Decoders(start.width, sizes, spec.hidden or start.width, spec.layers, spec.bias).to(kind)
-    first = start.transform([rows_of(x, slice(0, SAMPLE)) for x in features])
+    drawn = some_rows(len(features[0]), SAMPLE, seed, "ensemble scale")
+    first = start.transform([rows_of(x, drawn) for x in features])
     return Descent(spec, start, targets, decoders, float(first.square().mean().sqrt()))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from gnothi.training.checkpoint import digest
 
 log = logging.getLogger(__name__)
 ABOUT, TENSORS = "ensemble.json", "ensemble.safetensors"
+HALF = re.compile(r"\.ensemble\.(json|safetensors)\.\d+\.tmp")
+"""What a process leaves that is killed while it writes one of the two."""
 UNFINISHED = ".fit-"
 """How a folder begins in which a fit keeps its state; what follows says of which fit, so that no other goes on from it."""
 
@@ -129,6 +132,8 @@ def make(
     write(folder, made, members, source.channels, about)
     for done in folder.glob(UNFINISHED + "*"):
         shutil.rmtree(done)
+    for half in (p for p in folder.iterdir() if HALF.fullmatch(p.name)):
+        half.unlink(missing_ok=True)
     return EnsembleEncoder(str(out), made, members, source.channels, {})
 
 
@@ -136,7 +141,7 @@ def _free(folder: Path) -> None:
     """Refuse what is neither new nor an ensemble's, finished or not."""
     if not folder.exists() or (folder / ABOUT).exists():
         return
-    if not folder.is_dir() or not all(p.name.startswith(UNFINISHED) for p in folder.iterdir()):
+    if not folder.is_dir() or not all(p.name.startswith(UNFINISHED) or p.name == TENSORS or HALF.fullmatch(p.name) for p in folder.iterdir()):
         raise SettingError(f"--out {folder} exists and is no ensemble; name a new folder")
 
 

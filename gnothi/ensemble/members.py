@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnothi.contracts import DataError
+from gnothi.randomness import generator
 
 BLOCK = 4096
 """Rows that are held at a time."""
@@ -68,6 +69,11 @@ def rows_of(x: Matrix, rows: slice | Tensor) -> Tensor:
 def unit(x: Matrix, rows: slice | Tensor) -> Tensor:
     """Some rows at unit length; a row of zeros stays one."""
     return F.normalize(rows_of(x, rows), dim=1)
+
+
+def some_rows(n: int, most: int, seed: int, purpose: str) -> Tensor:
+    """Numbers of rows that are drawn, in order: all where there are no more."""
+    return torch.randperm(n, generator=generator(seed, purpose))[:most].sort().values
 
 
 def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:

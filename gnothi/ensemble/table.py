@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from gnothi.ensemble.best import POWERS
 from gnothi.ensemble.combine import Ensemble, fit, settings_of
 from gnothi.ensemble.members import Features, together
 from gnothi.evaluate import Result, paired
-from gnothi.evaluate.run import Split, chosen, measure, split, vectors_of
+from gnothi.evaluate.run import Part, Split, chosen, measure, split, vectors_of
 
 ALL = ("average", "concatenation", "pca", "whitened", "gcca", "procrustes", "descent", "amortised")
 """Combiners that are compared where none is named, beside every member and the best one."""
@@ -27,13 +27,18 @@ CHOSEN = "pca, power chosen"
 """On held-out training rows; beside it PCA is shown at all powers: of the concatenation, or of the only member."""
 FIRST = ("best", "concatenation")
 """What all others are compared with."""
+PAIRED = {"paired": FIRST[0], "paired_concatenation": FIRST[1], "paired_chosen": CHOSEN}
+"""By the name that the difference has in ``details``; the last one is the control of equal width."""
 AS_TRAINED = "descent, codes as trained"
 """Training rows have the codes that the fit left them, test rows inferred ones: what happens where both are not inferred alike."""
 Arm = tuple[str, dict[str, Any]]
 """A combiner and its settings."""
 
 
-@distributed.together()
+Measure = tuple[str, dict[str, Any]]
+"""A kind, "knn" or "linear", and its options."""
+
+
 def compare(
     encoders: Sequence[str | Encoder],
     data: str | Source,
@@ -45,6 +50,7 @@ def compare(
     protocol: dict[str, Any] | None = None,
     settings: DataSpec = DataSpec(),  # noqa: B008
     seed: int = 0,
+    fitted_to: Part | None = None,
     cache: str | None = None,
     device: str | None = None,
     progress: Progress | None = None,
@@ -54,7 +60,7 @@ def compare(
     Args:
         encoders: the members.
         data: labelled images; combiners are fitted to the rows that train, never to test rows; labels enter choices by k-NN on held-out training rows
-            only.
+            only: by k and temperature of the protocol where that is k-NN's and ``options`` say no others.
         test: as in ``evaluate.run``.
         combiners: names of ``COMBINERS``; "pca" is shown at every power of ``POWERS``, and at the chosen one, where its options name none.
         kind: "knn" or "linear".
@@ -62,29 +68,62 @@ def compare(
         protocol: options of the kind, such as k.
         settings: of the data, where it is named.
         seed: of all that is random.
+        fitted_to: other rows of ``evaluate.run.split``, to which all is fitted instead: maps from elsewhere, frozen.
         cache: folder of the stored features.
         device: where encoders compute.
         progress: told how many images of a member are embedded.
 
     Returns:
         The best member, the concatenation, each member, then the combiners. ``details`` hold width, exponent, seconds of the fit and seconds an
-        image, and ``paired`` and ``paired_concatenation``: the differences to the first two with their intervals. Under ``torchrun`` each process
-        embeds its share, the first one measures, and the others get no results.
+        image, and ``paired``, ``paired_concatenation`` and ``paired_chosen``: the differences to the first two and to PCA by the chosen power, with
+        their intervals. Under ``torchrun`` each process embeds its share, the first one measures, and the others get no results.
+    """
+    more = {"options": options, "settings": settings, "seed": seed, "fitted_to": fitted_to, "cache": cache, "device": device, "progress": progress}
+    found = compare_by([(kind, protocol or {})], encoders, data, test, combiners, **more)
+    return found[0] if found else []
+
+
+@distributed.together()
+def compare_by(
+    measures: Sequence[Measure],
+    encoders: Sequence[str | Encoder],
+    data: str | Source,
+    test: str | Source | None = None,
+    combiners: Sequence[str] = ALL,
+    *,
+    options: dict[str, dict[str, Any]] | None = None,
+    settings: DataSpec = DataSpec(),  # noqa: B008
+    seed: int = 0,
+    fitted_to: Part | None = None,
+    cache: str | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> list[list[Result]]:
+    """Several measures of the same fits, the results of each as ``compare`` gives them; only what is chosen by k-NN is fitted for each.
+
+    Args:
+        measures: kinds with their options; all else is as in ``compare``.
     """
     arms = _arms(combiners, options or {})
     opened = [load(e, device) if isinstance(e, str) else e for e in encoders]
-    rows, asked = split(data, test, settings, seed), chosen(kind, dict(protocol or {}))
+    rows, asked = split(data, test, settings, seed), [(kind, chosen(kind, dict(protocol))) for kind, protocol in measures]
     distributed.start(distributed.device_of(device))
-    found = [[vectors_of(e, part, cache, progress) for e in opened] for part in (rows.train, rows.test)]
+    parts = [rows.train, rows.test, *([] if fitted_to is None else [fitted_to])]
+    found = [[vectors_of(e, part, cache, progress) for e in opened] for part in parts]
     if distributed.rank():
         return []
     train, rows = _whole(found[0], rows, "train")
     tested, rows = _whole(found[1], rows, "test")
-    study = _Study(train, tested, rows, [e.name for e in opened], seed)
+    base, own = (train, rows.train) if fitted_to is None else _readable(found[2], fitted_to)
+    study = _Study(base, own, train, tested, rows, [e.name for e in opened], seed)
     members: dict[str, Arm] = {name: ("member", {"number": j}) for j, name in enumerate(study.names)}
-    arms = {first: arms[first] for first in FIRST} | members | arms
-    about: dict[str, dict[str, Any]] = {}
-    return _against(measure(kind, study.combined(arms, about), rows, asked, seed), about)
+    arms = {first: arms[first] for first in FIRST} | members | {name: arm for name, arm in arms.items() if fitted_to is None or name != AS_TRAINED}
+    results: list[list[Result]] = [[] for _ in asked]
+    for name, arm in arms.items():
+        for i, x, y, about in study.combined(name, arm, asked):
+            (result,) = measure(asked[i][0], [(name, x, y)], rows, asked[i][1], seed)
+            results[i].append(replace(result, details={**result.details, **about}))
+    return [_against(of) for of in results]
 
 
 def _arms(combiners: Sequence[str], options: dict[str, dict[str, Any]]) -> dict[str, Arm]:
@@ -106,41 +145,59 @@ def _arms(combiners: Sequence[str], options: dict[str, dict[str, Any]]) -> dict[
     return arms
 
 
-def _whole(vectors: list[np.ndarray], rows: Split, side: str) -> tuple[Features, Split]:
+def _readable(vectors: list[np.ndarray], part: Part) -> tuple[Features, Part]:
     """Without the images that a member could not read."""
     found, whole = together(vectors)
-    part = getattr(rows, side)
-    return found, replace(rows, **{side: replace(part, rows=part.rows[whole], labels=part.labels[whole])})
+    return found, replace(part, rows=part.rows[whole], labels=part.labels[whole])
 
 
-@dataclass(frozen=True)
+def _whole(vectors: list[np.ndarray], rows: Split, side: str) -> tuple[Features, Split]:
+    """The same of a side."""
+    found, part = _readable(vectors, getattr(rows, side))
+    return found, replace(rows, **{side: part})
+
+
+@dataclass
 class _Study:
     """The features of the members on the same rows."""
 
+    base: Features
+    """To which all is fitted."""
+    own: Part
+    """Their rows."""
     train: Features
     tested: Features
     rows: Split
     names: list[str]
     seed: int
+    last: Ensemble | None = None
+    """The fit before, which ``AS_TRAINED`` shares."""
 
     def fitted(self, combiner: str, settings: dict[str, Any]) -> Ensemble:
-        groups, part = self.rows.train.source.groups, self.rows.train
-        own = None if groups is None else groups[part.rows]
-        return fit(self.train, combiner, seed=self.seed, labels=part.labels, groups=own, names=self.names, **settings)
+        groups = self.own.source.groups
+        groups = None if groups is None else groups[self.own.rows]
+        return fit(self.base, combiner, seed=self.seed, labels=self.own.labels, groups=groups, names=self.names, **settings)
 
-    def combined(self, arms: dict[str, Arm], about: dict[str, dict[str, Any]]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Each arm's vectors of training and test rows; ``about`` hears of its fit."""
-        made: Ensemble | None = None
-        for name, (combiner, settings) in arms.items():
-            if name != AS_TRAINED or made is None:  # it shares the fit of the one before
-                made = self.fitted(combiner, settings)
-            x, began = made.transform(self.train), time.monotonic()
-            y = made.transform(self.tested)
-            about[name] = {"combiner": combiner, "width": made.width, "exponent": made.record["exponent"], "seconds": made.record["seconds"]}
-            if name == AS_TRAINED:
-                about[name]["exponent"] = made.record["trained_exponent"]
-            about[name]["seconds_an_image"] = (time.monotonic() - began) / len(y)
-            yield name, (_as_trained(made, x) if name == AS_TRAINED else x).numpy(), y.numpy()
+    def combined(self, name: str, arm: Arm, asked: Sequence[Measure]) -> Iterator[tuple[int, np.ndarray, np.ndarray, dict[str, Any]]]:
+        """For each measure its number, the arm's vectors of training and test rows, and what is known of the fit; one fit where none is a choice."""
+        combiner, settings = arm
+        choice = combiner == "best" or settings.get("power") == "holdout"
+        for i, (kind, protocol) in enumerate(asked):
+            if i == 0 or choice:
+                said = {k: protocol[k] for k in ("k", "temperature") if k in protocol} if choice and kind == "knn" else {}
+                x, y, about = self._vectors(name, combiner, said | settings)
+            yield i, x, y, about
+
+    def _vectors(self, name: str, combiner: str, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        made = self.last if name == AS_TRAINED and self.last is not None else self.fitted(combiner, settings)
+        self.last = made
+        x, began = made.transform(self.train), time.monotonic()
+        y = made.transform(self.tested)
+        about = {"combiner": combiner, "width": made.width, "exponent": made.record["exponent"], "seconds": made.record["seconds"]}
+        about["seconds_an_image"] = (time.monotonic() - began) / len(y)
+        if name == AS_TRAINED:
+            about["exponent"], x = made.record["trained_exponent"], _as_trained(made, x)
+        return x.numpy(), y.numpy(), about
 
 
 def _as_trained(made: Ensemble, codes: Tensor) -> Tensor:
@@ -151,30 +208,34 @@ def _as_trained(made: Ensemble, codes: Tensor) -> Tensor:
     return codes
 
 
-def _against(results: list[Result], about: dict[str, dict[str, Any]]) -> list[Result]:
-    """With what is known of each fit, and the difference to the second result beside the one to the first."""
-    second = results[1]
+def _against(results: list[Result]) -> list[Result]:
+    """With the differences to what all others are compared with."""
+    by_name = {r.encoder: r for r in results}
     found = []
     for result in results:
-        details = {**result.details, **about[result.encoder]}
-        if result is not second and result.correct is not None and second.correct is not None:
-            details["paired_concatenation"] = asdict(paired(result.correct, second.correct))
+        details = dict(result.details)
+        for key, name in PAIRED.items():
+            other = by_name.get(name)
+            if other is not None and other is not result and result.correct is not None and other.correct is not None:
+                details[key] = {"against": name, **asdict(paired(result.correct, other.correct))}
         found.append(replace(result, details=details))
     return found
 
 
 def text(results: Sequence[Result]) -> str:
     """The table as plain text."""
-    header = ["", "width", results[0].metric, "95 % interval", "less best (95 %)", "less concatenation (95 %)", "exponent", "fit s", "ms/image"]
-    lines = [header, *(_line(r) for r in results)]
+    differences = {key: name for key, name in PAIRED.items() if any(key in r.details for r in results)}
+    minus = [f"minus {name} (95 %)" for name in differences.values()]
+    header = ["", "width", results[0].metric, "95 % interval", *minus, "exponent", "fit s", "ms/image"]
+    lines = [header, *(_line(r, differences) for r in results)]
     wide = [max(len(line[i]) for line in lines) for i in range(len(header))]
     body = ["  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=True)).rstrip() for line in lines]
     return "\n".join([*body, "", *dict.fromkeys(r.protocol for r in results)])
 
 
-def _line(r: Result) -> list[str]:
-    differences = [r.details.get("paired"), r.details.get("paired_concatenation")]
-    shown = ["" if d is None else f"{d['value']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})" for d in differences]
+def _line(r: Result, differences: Iterable[str]) -> list[str]:
+    found = [r.details.get(key) for key in differences]
+    shown = ["" if d is None else f"{d['value']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})" for d in found]
     d = r.details
     return [
         r.encoder,

@@ -34,14 +34,16 @@ def test_numbers_and_differences_are_those_of_evaluation_by_hand() -> None:
     x, y = ([load(name).embed_source(s) for name in MEMBERS] for s in (train, test))
     arms = {"gcca": ("gcca", {}), "pca 0.5": ("pca", {"power": 0.5}), "concatenation": ("concatenation", {}), "colour": ("member", {"number": 1})}
     by_hand = {}
-    for name, (combiner, settings) in {**arms, "best": ("best", {})}.items():
+    for name, (combiner, settings) in {**arms, "best": ("best", {"k": 5}), CHOSEN: ("pca", {"power": "holdout", "k": 5})}.items():
         made = fit(x, combiner, labels=train.labels, **settings)
         by_hand[name] = evaluate.knn(made.transform(x), train.labels, made.transform(y), test.labels, 5)
         assert found[name].value == by_hand[name].value and found[name].details["width"] == made.width
     difference = evaluate.paired(by_hand["gcca"].correct, by_hand["concatenation"].correct)
     shown = found["gcca"].details["paired_concatenation"]
     assert (shown["value"], shown["low"], shown["high"]) == (difference.value, difference.low, difference.high)
-    assert found["gcca"].details["paired"]["against"] == "best" and "paired" not in found["best"].details
+    difference, shown_too = evaluate.paired(by_hand["gcca"].correct, by_hand[CHOSEN].correct), found["gcca"].details["paired_chosen"]
+    assert (shown_too["value"], shown_too["low"], shown_too["against"]) == (difference.value, difference.low, CHOSEN)
+    assert "paired_chosen" not in found[CHOSEN].details and found["gcca"].details["paired"]["against"] == "best" and "paired" not in found["best"].details
     assert found["best"].value == found["colour"].value and shown["value"] != found["gcca"].details["paired"]["value"]
 
 
@@ -117,7 +119,7 @@ def test_the_command_compares(data: str) -> None:
     assert [r["encoder"] for r in told["results"]] == ["best", "concatenation", *MEMBERS, "pca"]
     assert "k=3" in told["results"][0]["protocol"]
     done = gnothi("ensemble", "compare", "colour", "--data", data, "--combiner", "average")
-    assert done.code == 0 and "less concatenation (95 %)" in done.out
+    assert done.code == 0 and "minus concatenation (95 %)" in done.out
 
 
 @pytest.mark.parametrize(
