@@ -4,7 +4,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from test_shards import file, uneven, write
+from tars import file, uneven, write
 
 from gnothi.contracts import DataError
 from gnothi.data import DataSpec, inspect, remote

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tars import file, names, npy, uneven, write
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from gnothi.contracts import DataError
-from gnothi.data import DataSpec, Subset, inspect, pack, pixels, splits
+from gnothi.data import DataSpec, Subset, inspect, pack, pixels
 from gnothi.data import open as open_data
-from gnothi.data.patterns import braces
 from gnothi.randomness import generator
 from gnothi.views.batches import Batches, ViewsSpec
 from gnothi.views.crops import CropSpec
@@ -26,49 +26,6 @@ from gnothi.views.crops import CropSpec
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GNOTHI_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "shards"
-
-
-def file(value, ending="png", mode="L", size=(9, 8)):
-    buffer = io.BytesIO()
-    Image.new(mode, size, value).save(buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(ending, ending.upper()))
-    return buffer.getvalue()
-
-
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def write(path, members, **more):
-    """A tar file of names and bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, more.pop("mode", "w"), **more) as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
-
-
-def names(source):
-    return [source.name(row) for row in range(len(source))]
-
-
-def uneven(folder, endings=("png", "jpg", "webp", "tif", "bmp")):
-    """Three shards of 5, 1 and 7 samples in as many forms; classes by number and name; what is seen is the value of the pixels."""
-    at, values = 0, []
-    for shard, n in enumerate((5, 1, 7)):
-        members = []
-        for _ in range(n):
-            ending, value = endings[at % len(endings)], 10 * at
-            members.append((f"d/{at:03d}.{ending}", file(value, ending)))
-            members.append((f"d/{at:03d}.cls", str(at % 3).encode()))
-            members.append((f"d/{at:03d}.json", json.dumps({"label": "abc"[at % 3], "site": f"s{at % 2}", "x": [1]}).encode()))
-            values.append(value)
-            at += 1
-        write(folder / f"part-{shard:02d}.tar", members)
-    return values
 
 
 # ---- against webdataset --------------------------------------------------------------------------
@@ -117,65 +74,6 @@ def test_names_are_parted_into_samples_as_webdataset_parts_them(tmp_path_factory
             open_data(f"shards:{path}")
         return
     assert names(open_data(f"shards:{path}")) == expected
-
-
-# ---- patterns ------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a-{000..003}.tar", ["a-000.tar", "a-001.tar", "a-002.tar", "a-003.tar"]),
-        ("{9..11}", ["9", "10", "11"]),
-        ("{08..10}", ["08", "09", "10"]),
-        ("{3..1}", ["3", "2", "1"]),
-        ("{a,b}-{0..1}", ["a-0", "a-1", "b-0", "b-1"]),
-        ("{x}{}", ["{x}{}"]),
-        ("{x}-{1..2}", ["{x}-1", "{x}-2"]),
-    ],
-)
-def test_braces_mean_what_they_mean_to_a_shell(text, expected):
-    assert braces(text) == expected
-
-
-def test_a_pattern_for_too_many_files_is_refused_before_they_are_listed():
-    for text in ("{0..999999999}", "{0..999}-{0..999}-{0..999}"):
-        with pytest.raises(DataError, match="more than 100,000"):
-            braces(text)
-
-
-def test_braces_globs_folders_and_lists_name_the_same_shards_in_natural_order(tmp_path):
-    for i in (2, 10, 1):
-        write(tmp_path / f"p{i}.tar", [(f"{i}.png", file(i))])
-    expected = ["p1.tar/1.png", "p2.tar/2.png", "p10.tar/10.png"]
-    for pattern in (f"{tmp_path}", f"{tmp_path}/p*.tar", f"{tmp_path}/p{{1,2,10}}.tar", f"{tmp_path}/p1.tar::{tmp_path}/p2.tar::{tmp_path}/p10.tar"):
-        assert names(open_data(f"shards:{pattern}")) == expected
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        ("{}/part-00.tax", r"part-00.tax: no such file; did you mean .*part-00.tar\?$"),
-        ("{}/part-{{00..05}}.tar", r"part-03.tar and 2 more of 6: no such file"),
-        ("{}/x*.tar", r"x\*.tar: no file matches$"),
-        ("{}/empty", "holds no .tar files; gnothi pack DATA --out FOLDER makes them"),
-        ("s3://b/a.tar", "shards are files or http:// and https:// URLs; copy others to the disk first"),
-        ("pipe:rm -r x", "shards are files or http:// and https:// URLs"),
-        ("http://host/*.tar", "a server does not list its files; write their numbers"),
-        ("{}@test", "has no splits; give the test data by its own name"),
-    ],
-)
-def test_a_pattern_that_names_nothing_says_the_nearest_right_thing(tmp_path, pattern, message):
-    uneven(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=message) as caught:
-        open_data("shards:" + pattern.format(tmp_path))
-    assert "\n" not in str(caught.value)
-
-
-def test_folders_called_train_and_test_are_splits(tmp_path):
-    write(tmp_path / "train" / "a.tar", [("1.png", file(1)), ("2.png", file(2))])
-    write(tmp_path / "test" / "a.tar", [("3.png", file(3))])
-    assert splits(f"shards:{tmp_path}") == ("train", "test")
-    assert len(open_data(f"shards:{tmp_path}")) == 2 and names(open_data(f"shards:{tmp_path}@test")) == ["a.tar/3.png"]
 
 
 # ---- samples -------------------------------------------------------------------------------------
@@ -266,61 +164,6 @@ def test_links_and_paths_that_leave_the_folder_do_no_harm(tmp_path):
     assert [p for p in map(str, tmp_path.rglob("*")) if p not in before and "cache" not in p] == []
 
 
-# ---- broken samples and shards -------------------------------------------------------------------
-def test_one_broken_sample_is_named_and_the_others_stay(tmp_path):
-    path = write(tmp_path / "a.tar", [("1.png", file(1)), ("2.png", file(2)[:40]), ("3.png", b""), ("4.png", file(4))])
-    source = open_data(f"shards:{path}")
-    for row in (1, 2):
-        for act in (source.image, source.shape) if row == 2 else (source.image,):
-            with pytest.raises(DataError, match=f"^a.tar/{row + 1}.png: "):
-                act(row)
-    seen = inspect(source)
-    assert [b["name"] for b in seen.broken] == ["a.tar/2.png", "a.tar/3.png"] and seen.n == 4 and seen.stored == {"grey": 2}
-
-
-def test_a_shard_that_is_cut_at_any_byte_is_whole_or_refused_by_name(tmp_path):
-    whole = write(tmp_path / "a.tar", [("1.png", file(1)), ("2.png", file(2)), ("2.cls", b"1")]).read_bytes()
-    said = set()
-    for length in range(0, 4096, 23):
-        path = tmp_path / f"cut-{length}.tar"
-        path.write_bytes(whole[:length])
-        try:
-            source = open_data(f"shards:{path}")
-        except DataError as error:
-            said.add(str(error).partition("tar ")[2])
-            assert path.name in str(error) and "\n" not in str(error)
-            continue
-        for row in range(len(source)):
-            source.image(row)
-        assert len(source) == 1 + (length > 1024 + 512) and (source.labels is None or length > 3072)
-    assert any(one.startswith("is cut short in 2.png, after 1,") for one in said)
-
-
-def test_a_broken_header_between_samples_is_refused(tmp_path):
-    path = write(tmp_path / "a.tar", [("1.png", file(1)), ("2.png", file(2))])
-    data = bytearray(path.read_bytes())
-    at = data.index(b"2.png")
-    data[at + 10 : at + 200] = bytes(range(190))
-    path.write_bytes(bytes(data))
-    with pytest.raises(
-        DataError, match=r"a.tar is (broken at byte 1,024, where a header should stand|no whole tar file: .*); fetch or pack it again$"
-    ):
-        open_data(f"shards:{path}")
-
-
-@pytest.mark.parametrize(("mode", "what"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
-def test_a_compressed_shard_says_what_to_do(tmp_path, mode, what):
-    path = write(tmp_path / "a.tar", [("1.png", file(1))], mode=mode)
-    with pytest.raises(DataError, match=rf"a.tar is compressed \({what}\); images are read by their place in the file, so unpack it"):
-        open_data(f"shards:{path}")
-
-
-def test_a_sample_that_holds_an_ending_twice_is_refused(tmp_path):
-    path = write(tmp_path / "a.tar", [("1.png", file(1)), ("1.png", file(2))])
-    with pytest.raises(DataError, match="a.tar holds 1.png twice"):
-        open_data(f"shards:{path}")
-
-
 # ---- the index -----------------------------------------------------------------------------------
 def test_the_index_is_made_once_and_again_when_a_shard_changes_or_the_cache_is_broken(tmp_path, cache, monkeypatch, caplog):
     from gnothi.data import shards
@@ -396,68 +239,3 @@ def test_training_meets_the_views_of_the_folder_that_was_packed_from_any_step_on
     for part in (slice(0, 1), slice(1, 4)):
         for a, b in zip(expected, views(shards, part=part)[0], strict=True):
             assert a[0][part] == b[0]
-
-
-# ---- spoilt --------------------------------------------------------------------------------------
-def spoilt(data, case):
-    """Some bytes changed, mostly in headers: by their own generator, so that a case can be looked at again."""
-    random, changed = generator(1, "spoilt", case), bytearray(data)
-    for _ in range(1 + case % 4):
-        block = int(torch.randint(len(data) // 512, (), generator=random)) * 512
-        at = block + int(torch.randint(512 if case % 3 else 160, (), generator=random))
-        changed[at] = int(torch.randint(256, (), generator=random))
-        if case % 5 == 0:  # a checksum that fits, so that what the header says is believed
-            header = changed[block : block + 512]
-            header[148:156] = b" " * 8
-            changed[block + 148 : block + 156] = b"%06o\0 " % sum(header)
-    return bytes(changed)
-
-
-@pytest.mark.parametrize("cases", [range(300), pytest.param(range(300, 6000), marks=pytest.mark.slow)], ids=["300", "6000"])
-def test_a_shard_that_was_spoilt_at_random_gives_pixels_or_one_line(tmp_path, cases):
-    members = [
-        ("d/1.png", file(1)),
-        ("d/1.cls", b"0"),
-        ("d/1.json", b'{"label": "a"}'),
-        ("x" * 120 + ".png", file(2)),
-        ("3.npy", npy(np.ones((4, 5), np.uint8))),
-    ]
-    whole = write(tmp_path / "whole.tar", members).read_bytes()[:8192]
-    read = refused = 0
-    for case in cases:
-        path = tmp_path / "a.tar"
-        path.write_bytes(spoilt(whole, case))
-        os.utime(path, ns=(case, case))
-        try:
-            source = open_data(f"shards:{path}")
-        except DataError as error:
-            refused += 1
-            assert "a.tar" in str(error) and len(str(error).splitlines()) == 1 and str(error).isprintable(), case
-            continue
-        for row in range(len(source)):
-            try:
-                assert source.image(row).shape[1:] == source.shape(row)
-                read += 1
-            except DataError as error:
-                assert len(str(error).splitlines()) == 1 and str(error).startswith("a.tar/"), case
-    assert read > len(cases) and refused > len(cases) // 20
-
-
-def test_labels_of_absurd_size_and_number_are_no_labels(tmp_path):
-    rows = [
-        ("1.png", file(1)),
-        ("1.cls", b"9" * 300),
-        ("2.png", file(2)),
-        ("2.json", json.dumps({"label": "x" * 10**5}).encode()),
-        ("3.png", file(3)),
-        ("3.cls", b"99999999"),
-    ]
-    source = open_data(f"shards:{write(tmp_path / 'a.tar', rows)}")
-    assert source.classes == ("99999999",) and source.labels.tolist() == [-1, -1, 0] and "2 labels cannot be read" in source.notes[0]
-
-
-def test_names_that_command_a_terminal_are_written_as_escapes(tmp_path):
-    source = open_data(f"shards:{write(tmp_path / 'a.tar', [('a' + chr(27) + '[2J' + chr(10) + 'b.png', b'no')] + [('c.png', file(1))])}")
-    assert source.name(0) == "a.tar/a\\x1b[2J\\nb.png"
-    with pytest.raises(DataError, match=r"^a.tar/a.x1b.2J.nb.png: is not an image"):
-        source.image(0)
