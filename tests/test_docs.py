@@ -8,13 +8,19 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 import pytest
 
+from gnothi.auxiliary import AUXILIARIES
 from gnothi.cli import cli
 from gnothi.contracts import SettingError
+from gnothi.ensemble import COMBINERS
+from gnothi.evaluate import PRESETS
+from gnothi.methods import METHODS
+from gnothi.models.backbone import BACKBONES
 from gnothi.recipes.named import RECIPES
 from gnothi.recipes.spec import load, merge, parse
 
@@ -93,6 +99,25 @@ def test_quoted_commands_name_verbs_options_and_settings_that_exist(page: str, l
         command.parse_args(context, list(words))
     except click.MissingParameter:
         assert page not in ("README.md",) or len(words) < 3, f"{page}: {line}"
+
+
+TOLD: list[tuple[tuple[str, ...], str, Iterable[str]]] = [
+    (("train",), "method", set(METHODS) - {"classify", "distil"}),  # students: gnothi transfer trains them
+    (("train",), "backbone", BACKBONES),
+    (("train",), "auxiliary", AUXILIARIES),
+    (("evaluate", "knn"), "preset", PRESETS),
+    (("ensemble", "fit"), "combiner", COMBINERS),
+]
+
+
+@pytest.mark.parametrize(("path", "option", "known"), TOLD, ids=lambda x: x if isinstance(x, str) else "")
+def test_the_help_of_an_option_names_all_that_it_takes(path: tuple[str, ...], option: str, known: Iterable[str]) -> None:
+    command: click.Command = cli
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    said = next(p.help or "" for p in command.params if isinstance(p, click.Option) and p.name == option)
+    assert set(known) <= set(re.findall(r"[\w-]+", said))
 
 
 @pytest.mark.parametrize(("page", "code"), blocks(("python", "py")), ids=lambda x: x.strip().splitlines()[0][:60])

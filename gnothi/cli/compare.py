@@ -60,21 +60,21 @@ def varied(texts: tuple[str, ...]) -> dict[str, list[Any]]:
     multiple=True,
     default=["none"],
     metavar="A,A+A",
-    help="Sets of objectives beside each method, joined by +; none is the empty set.",
+    help="Sets of auxiliaries beside each method, joined by +; none is the empty set.",
 )
 @click.option("--seeds", type=int, default=1, show_default=True, metavar="N", help="Runs of each arm, with the seeds 0, 1, 2 and so on.")
 @click.option("--epochs", type=float, metavar="N", help="Of every run; by default what the rules give the first arm.")
 @click.option("--seconds", type=float, metavar="S", help="Training time of every run instead of epochs, on this machine.")
 @click.option("--vary", multiple=True, metavar="KEY=V,V", help="A setting with values to try, each an arm; may be repeated.")
 @click.option("--recipe", metavar="R", help="A name that `gnothi recipes` lists, for all arms.")
-@click.option("--test", metavar="DATA", help="Labelled images to measure on; by default DATA@test, or a part held out.")
+@click.option("--test", metavar="DATA", help="Labelled images to test on; by default DATA@test, DATA@val, or a part held out.")
 @click.option("--metric", type=click.Choice(["knn", "linear"]), default="knn", show_default=True, help="How runs are measured.")
 @click.option("--out", required=True, metavar="FOLDER", help="The comparison's folder, with a run's folder in it for each arm and seed.")
 @DEVICE
 @SET
 @AS_JSON
 def compare(data: str | None, named: str | None, assignments: tuple[str, ...], as_json: bool, **asked: Any) -> None:
-    """Compare methods and auxiliary objectives on equal terms.
+    """Compare methods and auxiliaries on equal terms.
 
     Every method with every set of auxiliaries and every varied value is an arm. All arms are built and timed first, what it will take is said, then
     they train, are measured on the same test images, and make one table with paired intervals, a page and curves. A second call with the same

@@ -59,7 +59,13 @@ def divided(data: str, assignments: tuple[str, ...]) -> tuple[Any, dict[str, Any
 @click.argument("encoders", nargs=-1, required=True, metavar="ENCODER...")
 @click.option("--data", required=True, metavar="DATA", help="Images to fit on, their training split where they have one; labels are not needed.")
 @click.option("--out", required=True, metavar="FOLDER", help="The folder to write.")
-@click.option("--combiner", default="pca", show_default=True, metavar="C", help="How members are combined; docs/ensemble.md lists them.")
+@click.option(
+    "--combiner",
+    default="pca",
+    show_default=True,
+    metavar="C",
+    help="pca, whitened, gcca, concatenation, average, procrustes, member, best, descent or amortised (docs/ensemble.md).",
+)
 @click.option("--seed", default=0, show_default=True, help="Of all that is random.")
 @DEVICE
 @SETTINGS
@@ -94,7 +100,7 @@ def fit(encoders: tuple[str, ...], data: str, out: str, assignments: tuple[str, 
 @ensemble.command()
 @click.argument("encoders", nargs=-1, required=True, metavar="ENCODER...")
 @click.option("--data", required=True, metavar="DATA", help="Labelled images; combiners are fitted to those that train.")
-@click.option("--test", metavar="DATA", help="Labelled images that ask; by default DATA@test, or a part held out.")
+@click.option("--test", metavar="DATA", help="Labelled images to test on; by default DATA@test, DATA@val, or a part held out.")
 @click.option("--combiner", "combiners", multiple=True, metavar="C", help="A combiner, may be repeated; by default all.")
 @click.option("--metric", "kind", type=click.Choice(["knn", "linear"]), default="knn", show_default=True, help="What is measured.")
 @click.option("-k", type=int, help="Neighbours that vote; 20 by default.")

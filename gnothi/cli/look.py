@@ -12,7 +12,7 @@ from gnothi.cli.options import AS_JSON, DATA_SET, DEVICE, data_settings, told
 
 @click.command()
 @click.argument("data")
-@click.option("--test", metavar="DATA", help="Test images, to look for duplicates between the two; by default DATA@test where there is one.")
+@click.option("--test", metavar="DATA", help="Test images, to look for duplicates between the two; by default DATA@test, or else DATA@val.")
 @click.option("--encoder", metavar="ENCODER", help="Look for near duplicates and outliers by what this encoder says, too.")
 @click.option("--near", type=float, metavar="COSINE", help="From which cosine on --encoder calls a pair near; by default by the data.")
 @DEVICE
@@ -39,8 +39,8 @@ def data(
     settings = data_settings(data, assignments)
     source = sources.open(data, settings=settings)
     known = sources.splits(data, settings)
-    if test is None and "@" not in data and "test" in known:
-        test = f"{data}@test"
+    if test is None and "@" not in data:
+        test = next((f"{data}@{word}" for word in ("test", "val") if word in known), None)
     other = sources.open(test, settings=settings) if test else None
     with counted("reading", not as_json) as progress:
         seen = sources.inspect(source, other, progress=progress)

@@ -24,8 +24,8 @@ def measured(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that all measures share."""
     options = [
         click.argument("encoders", nargs=-1, required=True, metavar="ENCODER..."),
-        click.option("--data", required=True, metavar="DATA", help="Labelled images that answer or train."),
-        click.option("--test", metavar="DATA", help="Labelled images that ask; by default DATA@test, or a part held out."),
+        click.option("--data", required=True, metavar="DATA", help="Labelled images to learn the classes from."),
+        click.option("--test", metavar="DATA", help="Labelled images to test on; by default DATA@test, DATA@val, or a part held out."),
         click.option("--over-seeds", is_flag=True, help="The encoders are one recipe with several seeds: one row, their mean and its t-interval."),
         DEVICE,
         DATA_SET,
@@ -67,7 +67,7 @@ def measure(kind: str, common: dict[str, Any], **settings: Any) -> None:
 @measured
 @click.option("-k", type=int, help="Neighbours that vote; 20 by default.")
 @click.option("--temperature", type=float, help="A neighbour's vote is exp(similarity / temperature); 0.07 by default.")
-@click.option("--preset", metavar="P", help="A published protocol: dino, lightly or solo-learn.")
+@click.option("--preset", metavar="P", help="A protocol: dino (dino-10, dino-20, dino-100, dino-200), lightly, solo-learn or solo-learn-cosine.")
 def knn(k: int | None, temperature: float | None, preset: str | None, **common: Any) -> None:
     """Accuracy of the vote of the nearest training images; nothing is trained."""
     measure("knn", common, k=k, temperature=temperature, preset=preset)

@@ -17,7 +17,7 @@ def choices(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("data"),
         click.option("--recipe", metavar="R", help="A name that `gnothi recipes` lists; by default the data's own, or everything by rule."),
         click.option("--method", metavar="M", help="simclr, moco, byol, simsiam, swav, dino, barlow, vicreg, or none."),
-        click.option("--backbone", metavar="B", help="micro-resnet, micro-vit, or any timm name."),
+        click.option("--backbone", metavar="B", help="micro-resnet, micro-vit, alexnet, alexnet-bn, or any timm name."),
         click.option("--auxiliary", metavar="A", multiple=True, help="rotation, jigsaw, layers or local; may be repeated."),
         click.option("--epochs", type=float, metavar="N", help="Passes over the data; short for --set training.epochs=N."),
         DEVICE,

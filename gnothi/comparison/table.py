@@ -129,7 +129,7 @@ def text(table: Sequence[Mapping[str, Any]], metric: str, words: Sequence[str]) 
     differ = [row["difference"] for row in table if row.get("difference")]
     header = ["arm", metric, *(["95 % over seeds"] if several else []), "95 % over images"]
     if differ:
-        header += [f"less {differ[0]['against']}", *(["over seeds"] if several else []), "over images"]
+        header += [f"minus {differ[0]['against']}", *(["over seeds"] if several else []), "over images"]
     lines = [[*header, "epochs", "time", "off plan", "health"]]
     for row in table:
         cells = [row["arm"], *_cells(row, several, "{:.3f}")]

@@ -14,7 +14,7 @@ def table(results: Sequence[Result]) -> str:
     """A row a result, aligned; balanced accuracy and AUROC where classes are uneven; the protocols below."""
     uneven, compared = any(map(_uneven, results)), any("paired" in r.details for r in results)
     header = ["encoder", "metric", "value", "95 % interval", "n"]
-    header += [f"less {_first(results)} (95 %)"] if compared else []
+    header += [f"minus {_first(results)} (95 %)"] if compared else []
     header += ["balanced", "AUROC"] if uneven else []
     rows = [header]
     for r in results:

@@ -199,7 +199,7 @@ def table(results: Sequence[Result]) -> str:
     metrics, compared = list(dict.fromkeys(r.metric for r in results)), next((r for r in results if "paired" in r.details), None)
     header = ["encoder", "block", "features", "GFLOPs", "share"]
     for metric in metrics:
-        header += [f"{metric} (95 %)", *([f"{metric} less {compared.details['paired']['against']}"] if compared else [])]
+        header += [f"{metric} (95 %)", *([f"{metric} minus {compared.details['paired']['against']}"] if compared else [])]
     by_row: dict[tuple[Any, ...], dict[str, Result]] = {}
     for r in results:
         by_row.setdefault((r.encoder, r.details["block"], r.details["features"]), {})[r.metric] = r

@@ -5,6 +5,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from terminal import said
 
 from gnothi.contracts import DataError
 from gnothi.data import ArraySource, Subset, inspect, pixels
@@ -167,3 +168,16 @@ def test_the_range_of_sixteen_bits_is_what_is_there(tmp_path):
     assert (seen.pixels["low"], seen.pixels["high"]) == (whole.min(), whole.max()) == (seen.minimum[0], seen.maximum[0])
     part = inspect(Subset(source, [0, 1]))
     assert part.n == 2 and part.maximum == [float(whole[:2].max())]
+
+
+@pytest.mark.parametrize(("parts", "other"), [({"train": 5, "val": 3}, "val"), ({"train": 5, "val": 3, "test": 2}, "test"), ({"train": 5}, None)])
+def test_the_command_looks_at_what_evaluate_would_test_on(tmp_path, parts, other):
+    for i, part in enumerate(name for name, n in parts.items() for _ in range(n)):
+        (tmp_path / part / "cat").mkdir(parents=True, exist_ok=True)
+        Image.fromarray((scene(i) * 255).astype(np.uint8)).save(tmp_path / part / "cat" / f"{i}.png")
+    Image.fromarray((scene(0) * 255).astype(np.uint8)).save(tmp_path / (other or "train") / "cat" / "again.png")
+    found = said("data", tmp_path)
+    assert found["n"] == parts["train"] + (other is None)
+    assert found["test"] is None if other is None else found["test"]["n"] == parts[other] + 1
+    again = [group for group in (found["shared"] or {"exact": []})["exact"] if any("again.png" in name for name in group)]
+    assert len(again) == (other is not None)

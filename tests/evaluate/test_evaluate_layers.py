@@ -177,7 +177,7 @@ def test_the_table_has_a_row_for_each_vector_and_columns_for_each_metric() -> No
         knn, linear = found[2 * i : 2 * i + 2]
         assert f"{knn.details['share']:.0%}" == row[5] and f"{knn.value:.3f}" == row[6] and f"{linear.value:.3f} ({linear.low:.3f}" in lines[1 + i]
         assert len(row) == (14 if i < 6 else 22)  # the second has differences too
-    assert lines[0].count("less vit 0") == 2 and lines[-1].startswith("logistic")
+    assert lines[0].count("minus vit 0") == 2 and lines[-1].startswith("logistic")
 
 
 def test_lines_of_the_plot_are_accuracy_against_block_or_gigaflops() -> None:

@@ -169,7 +169,7 @@ def test_fine_tuning_learns_what_can_be_learnt_and_compares_by_row():
             "against"
         ] == "micro"
     assert "whole network fine-tuned; all 48 labels; sgd at 0.05 (as given)" in first.protocol and "last epoch" in first.protocol
-    assert "less micro" in table([first, second, control])
+    assert "minus micro" in table([first, second, control])
 
 
 def test_the_rate_is_chosen_on_held_out_labels_and_the_test_rows_choose_nothing():

@@ -124,7 +124,7 @@ def test_encoders_are_compared_by_mean_average_precision(tmp_path):
     assert colour.low <= colour.value <= colour.high and colour.n == 40 and "average precision (area)" in colour.protocol
     p = pixels.details["paired"]
     assert p["against"] == "colour" and p["value"] == pytest.approx(pixels.value - colour.value) and p["low"] <= p["high"]
-    assert "less colour" in table(results)
+    assert "minus colour" in table(results)
 
 
 def test_a_part_is_held_out_where_no_test_is_named(tmp_path):

@@ -243,7 +243,7 @@ def test_the_command_prints_a_table_or_objects(voc, monkeypatch):
     monkeypatch.setattr(module, "load", lambda name, device=None: encoder(name))
     arguments = ["evaluate", "patches", "one", "two", "--data", str(voc), "--metric", "knn", "-k", "3"]
     text = CliRunner().invoke(cli, arguments).output
-    assert "patch knn" in text and "less one (95 %)" in text and "balanced" in text
+    assert "patch knn" in text and "minus one (95 %)" in text and "balanced" in text
     rows = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).output)["results"]
     assert [r["encoder"] for r in rows] == ["one", "two"] and rows[1]["details"]["paired"]["value"] == 0
     seeds = json.loads(CliRunner().invoke(cli, [*arguments, "--over-seeds", "--json"]).output)["results"]

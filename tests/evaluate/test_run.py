@@ -184,7 +184,7 @@ def test_the_table_is_aligned_and_tells_all():
     train, test = drawn(), drawn(80, seed=1)
     text = table(run("knn", ["pixels", "colour"], train, test))
     lines = text.splitlines()
-    assert lines[0].split() == ["encoder", "metric", "value", "95", "%", "interval", "n", "less", "pixels", "(95", "%)"]
+    assert lines[0].split() == ["encoder", "metric", "value", "95", "%", "interval", "n", "minus", "pixels", "(95", "%)"]
     starts = [[i for i in range(2, len(line)) if line[i - 2 : i] == "  " and line[i] != " "] for line in lines[:3]]
     assert starts[0] == starts[2] and starts[1] == starts[0][:-1]
     assert lines[3] == "" and lines[4].startswith("k-NN, k=20")
