@@ -33,7 +33,7 @@ class Lost(RunError):
 
 
 def device_of(name: str | None) -> torch.device:
-    """A device by name (cpu, cuda, cuda:1, mps); by default CUDA where there is one.
+    """A device by name (cpu, cuda, cuda:1, mps); by default CUDA where there is one. Of several processes each takes a GPU of its own.
 
     Raises:
         SettingError: this machine does not have it.
@@ -41,17 +41,35 @@ def device_of(name: str | None) -> torch.device:
     have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if torch.backends.mps.is_available() else [])]
     if name is not None and name not in (*have, "cuda" if "cuda:0" in have else "cpu"):
         raise SettingError(f"--device {name}: no such device here; this machine has {', '.join(have)}")
-    return torch.device(name or ("cuda" if "cuda:0" in have else "cpu"))
+    found = torch.device(name or ("cuda" if "cuda:0" in have else "cpu"))
+    return _own_gpu(found) if found.type == "cuda" and _several() else found
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _own_gpu(asked: torch.device) -> torch.device:
+    local, here, count = (int(x) for x in (os.environ.get("LOCAL_RANK", "0"), os.environ.get("LOCAL_WORLD_SIZE", "1"), torch.cuda.device_count()))
+    if count == 1 and len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        return torch.device("cuda", 0)  # whoever started the processes shows each its own
+    if here > count:
+        raise SettingError(f"--device cuda: {here} processes need as many GPUs, this machine has {count}; start {count}, or give --device cpu")
+    if asked.index not in (None, local) and here > 1:
+        raise SettingError(f"--device {asked}: {here} processes cannot share a GPU; --device cuda gives each its own")
+    return torch.device("cuda", local if asked.index is None else asked.index)
 
 
 def start(device: torch.device) -> None:
     """Join the processes that ``torchrun`` started; nothing to do for a plain process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if _several() and not dist.is_initialized():
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
         # A store of its own for each start: after a restart torchrun's holds the addresses of the processes that ended.
         store, own, count = next(iter(rendezvous("env://")))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # where the group talks
         apart = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=apart, rank=own, world_size=count)
         dist.distributed_c10d._get_default_store().set(_key("place", rank()), f"{socket.gethostname()} {os.getpid()}")
@@ -60,6 +78,14 @@ def start(device: torch.device) -> None:
 def restarted() -> bool:
     """Whether ``torchrun`` started the processes anew after one of them ended."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def job() -> str:
+    """What tells this call of ``torchrun`` from any other, the same after a restart; "" for a plain process."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    return f"{socket.gethostname()} {os.getppid()}" if one_machine else os.environ["TORCHELASTIC_RUN_ID"]  # of one machine it is often "none"
 
 
 def stop() -> None:
@@ -80,14 +106,12 @@ def together() -> Iterator[None]:
             yield
         except Lost:
             raise
-        except GnothiError as error:
-            if world() > 1:
-                _tell(str(error))
+        except Exception as error:
+            if world() > 1 and not _of_connections(error):
+                _tell(" ".join(str(error).split()) or type(error).__name__)
+            elif world() > 1:
+                raise _lost(_ends(), error) from error
             raise
-        except (RuntimeError, ConnectionError) as error:
-            if world() == 1 or not _of_connections(error) or not (ends := _ends()):
-                raise
-            raise _lost(ends) from error
 
 
 @contextmanager
@@ -114,6 +138,8 @@ _asking: list[bool] = []
 
 
 def _of_connections(error: Exception) -> bool:
+    if isinstance(error, GnothiError) or not isinstance(error, RuntimeError | ConnectionError):
+        return False
     said = str(error).lower()
     return isinstance(error, dist.DistError | ConnectionError) or any(word in said for word in ("gloo", "nccl", "connection"))
 
@@ -129,7 +155,7 @@ def _tell(message: str) -> None:
 
 
 def _ends() -> dict[int, str]:
-    """The processes that ended, and what they said of it."""
+    """The processes that ended, and what they said of it; none where all are alive."""
     _asking.append(True)
     _tell("")
     ends: dict[int, str] = {}
@@ -142,19 +168,33 @@ def _ends() -> dict[int, str]:
             if word:
                 ends[other] = word
         time.sleep(0.05)
-    return ends or dict.fromkeys(sorted(unknown), KILLED)
+    return ends or {other: KILLED for other in sorted(unknown) if not _here(other)}
 
 
 def _word(other: int) -> str | None:
-    """Why a process ended, "" where it is alive, None where it is not known."""
+    """Why a process ended, "" where it says that it is alive, None where it has not said so yet, or cannot."""
     store = dist.distributed_c10d._get_default_store()
     try:
         if store.check([_key("end", other)]):
             return store.get(_key("end", other)).decode()
-        host, pid = store.get(_key("place", other)).decode().rsplit(" ", 1)
+        host, pid = _place(other)
     except RuntimeError:
         return None
-    return KILLED if host == socket.gethostname() and not _alive(int(pid)) else None
+    return KILLED if host == socket.gethostname() and not _alive(pid) else None
+
+
+def _place(other: int) -> tuple[str, int]:
+    host, pid = dist.distributed_c10d._get_default_store().get(_key("place", other)).decode().rsplit(" ", 1)
+    return host, int(pid)
+
+
+def _here(other: int) -> bool:
+    """Whether a process is known to be alive, on this machine."""
+    try:
+        host, pid = _place(other)
+    except RuntimeError:
+        return False
+    return host == socket.gethostname() and _alive(pid)
 
 
 def _alive(pid: int) -> bool:
@@ -166,7 +206,10 @@ def _alive(pid: int) -> bool:
     return state != "Z"
 
 
-def _lost(ends: dict[int, str]) -> Lost:
+def _lost(ends: dict[int, str], error: Exception) -> Lost:
+    if not ends:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        return Lost(f"process {rank()} of {world()} (counted from 0) heard nothing from the others, which are alive: {said}", True)
     first = min(ends)
     alive = next(r for r in range(world()) if r not in ends)
     message = f"process {first} of {world()} (counted from 0) had to stop, and the others with it: {ends[first]}"

@@ -34,9 +34,9 @@ from gnothi.models.batchnorm import has_statistics, recount
 from gnothi.randomness import generator, seeded
 from gnothi.recipes import spec
 from gnothi.recipes.resolve import Resolved, resolve
-from gnothi.training import changes, checkpoint, health, parallel, twice
+from gnothi.training import changes, checkpoint, health, parallel, state, twice
 from gnothi.training.learner import Learner
-from gnothi.training.lock import owned
+from gnothi.training.lock import owned, restarted
 from gnothi.training.objective import Objective
 from gnothi.training.progress import Progress, Silent, display
 from gnothi.training.sinks import check, sinks
@@ -235,7 +235,7 @@ def train(
         resolved = resolve(data, recipe_name=recipe, settings=settings, device=device)
         folder = folder or Path("runs") / f"{Path(data.partition('@')[0].rpartition(':')[2]).stem}-{resolved.spec.method.name}"
     if (folder / "spec.json").exists():
-        if not resume and not distributed.restarted():
+        if not resume and not restarted(folder):
             raise SettingError(f"{folder} is a run already; --resume goes on with it, --out takes another folder")
         resolved, init = _again(folder, data, recipe, settings, init)
     elif resume and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
@@ -324,7 +324,7 @@ def _run(resolved: Resolved, folder: Path, learner: Learner, init: str | None, r
     finally:
         learner.journal.progress.close()
         views.close()
-    return finish(resolved, folder, learner, views.broken)
+    return finish(resolved, folder, learner, state.broken(views))
 
 
 def settle_statistics(resolved: Resolved, learner: Learner) -> None:

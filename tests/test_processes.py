@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 from terminal import gnothi, noise, said, torchrun
 
 from gnothi import distributed
@@ -23,7 +26,7 @@ from gnothi.encoders import features, load
 pytestmark = pytest.mark.ddp
 
 N = 45
-SMALL = ("--set", "training.batch=6", "--set", "views.size=16", "--set", "training.precision=fp32", "--set", "data.holdout=0", "--device", "cpu")
+SMALL = ("--set", "training.batch=12", "--set", "views.size=16", "--set", "training.precision=fp32", "--set", "data.holdout=0", "--device", "cpu")
 SMALL += ("--set", "training.workers=1", "--set", "training.threads=1", "--method", "simclr", "--backbone", "micro-vit", "--epochs", "2")
 APART = 2e-5
 """Of float32 vectors of a few numbers around 1: products of other batch sizes round otherwise. Measured: 2e-6."""
@@ -50,17 +53,18 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_training_on_uneven_shards_with_two_processes_is_that_of_one(work: Path) -> None:
-    done = torchrun(2, "train", "shards:shards", "--out", "two", *SMALL)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_training_on_uneven_shards_with_several_processes_is_that_of_one(work: Path, processes: int) -> None:
+    done = torchrun(processes, "train", "shards:shards", "--out", f"of {processes}", *SMALL)
     assert done.returncode == 0, done.stderr
-    one, two = metrics(work / "one"), metrics(work / "two")
-    assert len(one) == 14 and [m["step"] for m in one] == [m["step"] for m in two]
-    for a, b in zip(one, two, strict=True):
+    one, several = metrics(work / "one"), metrics(work / f"of {processes}")
+    assert len(one) == 6 and [m["step"] for m in one] == [m["step"] for m in several]
+    for a, b in zip(one, several, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4) and b["norm"] == pytest.approx(a["norm"], rel=1e-2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [1, 2, 4])
 def test_embedding_with_several_processes_writes_one_file_with_the_vectors_of_one(work: Path, processes: int) -> None:
     said("embed", "one", "shards:shards", "--out", "one.npz")
     done = torchrun(processes, "embed", "one", "shards:shards", "--out", f"{processes}.npz", "--json")
@@ -72,28 +76,31 @@ def test_embedding_with_several_processes_writes_one_file_with_the_vectors_of_on
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("kind", ["knn", "linear"])
-def test_measuring_with_two_processes_prints_the_results_of_one(work: Path, kind: str) -> None:
+def test_measuring_with_several_processes_prints_the_results_of_one(work: Path, kind: str, processes: int) -> None:
     args = ("evaluate", kind, "one", "pixels", "--data", "shards:shards", "--json")
     one = said(*args[:-1])["results"]
-    os.environ["GNOTHI_CACHE"] = str(work / f"cache {kind}")  # nothing is there yet
-    done = torchrun(2, *args)
+    os.environ["GNOTHI_CACHE"] = str(work / f"cache {kind} {processes}")  # nothing is there yet
+    done = torchrun(processes, *args)
     assert done.returncode == 0, done.stderr
     for a, b in zip(one, json.loads(done.stdout)["results"], strict=True):
         assert (a["value"], a["n"], a["protocol"], a["encoder"]) == (b["value"], b["n"], b["protocol"], b["encoder"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("combiner", "settings"), [("pca", ()), ("descent", ("--set", "epochs=3", "--set", "hidden=16", "--set", "width=8"))])
-def test_an_ensemble_fitted_by_two_processes_is_that_of_one(work: Path, combiner: str, settings: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("combiner", "processes"), [("pca", 2), ("descent", 2), ("descent", 4)])
+def test_an_ensemble_fitted_by_several_processes_is_that_of_one(work: Path, combiner: str, processes: int) -> None:
+    settings = ("--set", "epochs=3", "--set", "hidden=16", "--set", "width=8") if combiner == "descent" else ()
     args = ("ensemble", "fit", "one", "hog", "--data", "shards:shards", "--combiner", combiner, *settings, "--out")
-    said(*args, f"{combiner} one")
-    os.environ["GNOTHI_CACHE"] = str(work / f"cache {combiner}")  # nothing is there yet
-    done = torchrun(2, *args, f"{combiner} two", "--json")
+    one_of, several_of = f"{combiner} one {processes}", f"{combiner} {processes}"
+    said(*args, one_of)
+    os.environ["GNOTHI_CACHE"] = str(work / f"cache {several_of}")  # nothing is there yet
+    done = torchrun(processes, *args, several_of, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["n"] == N  # one object, not several
-    one, two = (load(f"{combiner} {by}", "cpu").embed_source(ArraySource(noise(9, 20, 20, 3))) for by in ("one", "two"))
-    assert np.abs(one - two).max() < 1e-3 * np.abs(one).max()
+    one, several = (load(by, "cpu").embed_source(ArraySource(noise(9, 20, 20, 3))) for by in (one_of, several_of))
+    assert np.abs(one - several).max() < 1e-3 * np.abs(one).max()
 
 
 @pytest.mark.slow
@@ -104,6 +111,45 @@ def test_combiners_compared_by_two_processes_measure_what_one_does(work: Path) -
     done = torchrun(2, *args)
     assert done.returncode == 0, done.stderr
     assert [(r["encoder"], r["value"], r["n"]) for r in one] == [(r["encoder"], r["value"], r["n"]) for r in json.loads(done.stdout)["results"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_transfer_by_several_processes_is_that_of_one(work: Path, processes: int) -> None:
+    args = ("transfer", "pixels", "--data", "shards:shards", "-k", "3", "--student", "micro-vit", *SMALL[:-6], "--set", "training.epochs=2")
+    said(*args, "--out", f"taught {processes}")
+    os.environ["GNOTHI_CACHE"] = str(work / f"cache taught {processes}")  # nothing is there yet
+    done = torchrun(processes, *args, "--out", f"taught by {processes}", "--json")
+    assert done.returncode == 0, done.stderr
+    one, several = (metrics(work / run) for run in (f"taught {processes}", f"taught by {processes}"))
+    assert one and [m["step"] for m in one] == [m["step"] for m in several]
+    assert [m["loss"] for m in several] == pytest.approx([m["loss"] for m in one], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_images_that_any_process_could_not_read_are_named_at_the_end_as_by_one(work: Path) -> None:
+    """Four of them, so that each process meets some."""
+    worn = work / "worn"
+    for row, image in enumerate(noise(N, 20, 20, 3).astype(np.uint8)):
+        (place := worn / f"{row % 3}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{row:02d}.png")
+    for name in ("0/00.png", "1/13.png", "2/26.png", "0/39.png"):
+        (worn / name).write_bytes(b"no picture")
+    args = ("train", "worn", *SMALL, "--set", "data.broken_fraction=0.5", "--out")
+    said(*args, "worn one")
+    done = torchrun(2, *args, "worn two")
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((work / run / "verdict.json").read_text())["broken"] for run in ("worn one", "worn two"))
+    assert len(one) == 4 and two == one
+
+
+@pytest.mark.slow
+def test_a_run_of_another_call_is_not_gone_on_with_because_torchrun_restarts(work: Path) -> None:
+    before = (work / "one" / "metrics.jsonl").read_bytes()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "-m", "gnothi"]
+    done = subprocess.run([*command, "train", "shards:shards", "--out", "one", *SMALL], capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and done.stderr.count("one is a run already; --resume goes on with it") == 2  # the restart says it again
+    assert (work / "one" / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow

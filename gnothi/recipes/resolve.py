@@ -116,7 +116,7 @@ def resolve(data: str, *, recipe_name: str | None = None, settings: Mapping[str,
         raise DataError(f"{data} has {len(source)} images; training needs at least 4")
     kept, held = _holdout(source, early)
     pixels = sources.pixels(kept, seed=0)
-    facts = rules.Facts(len(kept), source.channels, _side(kept), where.type, _has_bf16(where))
+    facts = rules.Facts(len(kept), source.channels, _side(kept), where.type, _has_bf16(where), distributed.world())
     full = spec.load(spec.merge(rules.defaults(facts, chosen), chosen))
     _check(full, len(kept), where)
     views = rules.crops(full.views, full.method.name, source.channels)
@@ -161,7 +161,11 @@ def _check(full: RunSpec, n: int, device: torch.device) -> None:
         raise SettingError(f"training.accumulate must be 1 for {method.name}, whose loss compares all images of a batch; {able} can accumulate")
     share = t.accumulate * distributed.world()
     if t.batch % share:
-        raise SettingError(f"training.batch must be a multiple of training.accumulate times the number of processes, {share}, got {t.batch}")
+        near = [str(b) for b in (t.batch // share * share, (t.batch // share + 1) * share) if 0 < b <= n]
+        remedy = f"{' and '.join(near)} {'is' if len(near) == 1 else 'are'} nearest" if near else f"{n} images are too few for so many"
+        raise SettingError(
+            f"training.batch must be a multiple of training.accumulate times the number of processes, {share}, got {t.batch}; {remedy}"
+        )
     if t.recompute and t.compile:
         raise SettingError("training.recompute must be false with training.compile, which decides by itself what to compute twice; got true")
     if t.parallel == "fsdp" and t.compile:

@@ -31,6 +31,8 @@ class Facts:
     """cpu, cuda or mps."""
     bf16: bool = False
     """The device has instructions for bf16."""
+    processes: int = 1
+    """That share each batch."""
 
 
 SIZES = (32, 64, 96, 128, 224)
@@ -77,7 +79,7 @@ def defaults(facts: Facts, chosen: Mapping[str, Any]) -> dict[str, Any]:
     method = _get(chosen, "method.name") or "simclr"
     backbone = _get(chosen, "backbone.name") or ("micro-resnet" if facts.device == "cpu" else "resnet18")
     size = _get(chosen, "views.size") or max([s for s in SIZES if s <= facts.side], default=facts.side)
-    batch = min(_get(chosen, "training.batch") or _batch(facts), facts.n)
+    batch = min(_get(chosen, "training.batch") or _batch(facts, _get(chosen, "training.accumulate") or 1), facts.n)
     epochs = _get(chosen, "training.epochs") or _epochs(facts, batch)
     steps = max(1, round(epochs * (facts.n // batch)))
     optimiser = _get(chosen, "optimiser.name") or ("adamw" if is_transformer(backbone) else "sgd")
@@ -105,10 +107,14 @@ def _power(x: float) -> int:
     return 1 << round(math.log2(max(x, 1)))
 
 
-def _batch(facts: Facts) -> int:
-    """128 on a CPU, 256 elsewhere; on little data the power of two that still gives eight steps an epoch, at least 16."""
-    usual = 128 if facts.device == "cpu" else 256
-    return max(16, min(usual, 1 << int(math.log2(max(facts.n / 8, 1)))))
+def _batch(facts: Facts, accumulate: int = 1) -> int:
+    """128 on a CPU, 256 elsewhere; on little data the power of two that still gives eight steps an epoch, at least 16.
+
+    Rounded down to what the processes and their micro-batches can share.
+    """
+    usual, share = 128 if facts.device == "cpu" else 256, facts.processes * accumulate
+    batch = min(facts.n, max(16, min(usual, 1 << int(math.log2(max(facts.n / 8, 1))))))
+    return max(1, batch // share) * share
 
 
 def _epochs(facts: Facts, batch: int) -> float:

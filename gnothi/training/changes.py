@@ -1,4 +1,4 @@
-"""What became of the images of a source since a run began: which are new, which changed, how many are gone."""
+"""What became of the files or images of a source since a run began: which are new, which changed, how many are gone."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from pathlib import Path
 import numpy as np
 
 from gnothi.contracts import Source
-from gnothi.data import ArraySource, FolderSource
+from gnothi.data import ArraySource, FolderSource, ShardSource, TileSource
+from gnothi.data.folder import printable
 from gnothi.files import replace_file
 
 FILE = "images.npy"
 """Its name in a run's folder."""
 MOST = 1_000_000
-"""No account is kept of more images than these: 16 bytes each."""
+"""No account is kept of more images of a folder or an array than these: 16 bytes each."""
 NAMED = 3
 
 
 def account(source: Source) -> np.ndarray | None:
-    """Who the images are and how they are, [N, 2] uint64: of a path and its size and time of change, or of a row and its pixels.
+    """Who the files or images are and how they are, [N, 2] uint64: of a path and its size and time of change, or of a row and its pixels.
 
-    None for sources that say neither, and for large ones.
+    Shards, and files that are cut into tiles, count as such. None for sources that say neither, and for large ones.
     """
-    if len(source) > MOST:
-        return None
-    if isinstance(source, FolderSource):
+    if isinstance(source, ShardSource):
+        rows = [(title.encode(), f"{shard.size} {shard.stamp}".encode()) for title, shard in zip(source.titles, source.shards, strict=True)]
+    elif isinstance(source, TileSource) or (isinstance(source, FolderSource) and len(source) <= MOST):
         files = [(path, os.stat(os.path.join(source.root, path))) for path in source.paths]
         rows = [(os.fsencode(path), f"{state.st_size} {state.st_mtime_ns}".encode()) for path, state in files]
-    elif isinstance(source, ArraySource):
+    elif isinstance(source, ArraySource) and len(source) <= MOST:
         rows = [(str(row).encode(), image.numpy().tobytes()) for row, image in enumerate(source.array)]
     else:
         return None
@@ -73,4 +74,6 @@ def told(path: Path, source: Source) -> str:
 
 
 def _names(source: Source, rows: list[int]) -> str:
-    return ", ".join(source.name(row) for row in rows[:NAMED])
+    if isinstance(source, ShardSource):
+        return ", ".join(source.titles[row] for row in rows[:NAMED])
+    return ", ".join(printable(source.paths[row]) if isinstance(source, TileSource) else source.name(row) for row in rows[:NAMED])

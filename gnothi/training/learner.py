@@ -171,8 +171,8 @@ class Learner:
     def save(self) -> None:
         """Write a checkpoint."""
         tensors = {} if self.folder is None else self.state()  # of what is sharded every process gives its part
+        broken = state.broken(self.batches)
         if self.folder is not None and distributed.rank() == 0:
-            broken = {k: list(v) for k, v in getattr(self.batches, "broken", {}).items()}
             about = {"total": self.total, "per_epoch": self.per_epoch, "seed": self.seed, "seconds": round(self.seconds, 3), "broken": broken}
             checkpoint.write(self.folder, self.number, tensors, about, self.spec.keep)
         distributed.barrier()
@@ -182,7 +182,7 @@ class Learner:
         tensors, about = checkpoint.read(path)
         self.journal.window = state.restore(tensors, self.objective, self.optimiser)
         self.number, self.seconds = about["step"], about["seconds"]
-        if hasattr(self.batches, "broken"):
+        if distributed.rank() == 0 and hasattr(self.batches, "broken"):  # the others add what they meet
             self.batches.broken.update({k: tuple(v) for k, v in about["broken"].items()})
         self.journal.cut(self.number)
         distributed.barrier()

@@ -12,6 +12,7 @@ from typing import IO
 from gnothi import distributed
 from gnothi.contracts import SettingError
 
+LOCK = ".lock"
 _held: set[IO[str]] = set()
 
 
@@ -26,7 +27,7 @@ def owned(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        opened = (folder / ".lock").open("w")
+        opened = (folder / LOCK).open("a")
     except OSError as error:
         raise SettingError(f"--out {folder}: cannot be written to ({(error.strerror or str(error)).lower()})") from None
     with opened as lock:
@@ -37,11 +38,19 @@ def owned(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SettingError(f"{folder} is in use by another run; --out takes another folder") from None
+        lock.truncate(0)
+        lock.write(distributed.job())
+        lock.flush()
         _held.add(lock)
         try:
             yield
         finally:
             _held.discard(lock)
+
+
+def restarted(folder: Path) -> bool:
+    """Whether ``torchrun`` started this process anew, and was at work in the folder before: such a run goes on unasked."""
+    return distributed.restarted() and (folder / LOCK).is_file() and (folder / LOCK).read_text(encoding="utf-8") == distributed.job()
 
 
 def _let_go() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from gnothi.contracts import RunError
-from gnothi.distributed import full, rank, shard_like
+from gnothi.distributed import full, gather_objects, rank, shard_like
 
 OPTIMISER, WINDOW = "optimiser.", "window."
 """How names begin that are not the objective's own."""
@@ -28,6 +30,15 @@ def _whole(value: Tensor) -> Tensor:
     """One at a time, and off the device: no process ever has room for all that is sharded."""
     whole = full(value)
     return whole if whole is value else whole.cpu() if rank() == 0 else whole[:0].cpu()
+
+
+def broken(batches: Any) -> dict[str, tuple[str, int]]:
+    """What was wrong with each image that could not be read, and how often it was replaced, by any process; all must ask."""
+    found: dict[str, tuple[str, int]] = {}
+    for met in gather_objects(getattr(batches, "broken", {})):
+        for name, (message, count) in met.items():
+            found[name] = (message, count + found.get(name, ("", 0))[1])
+    return found
 
 
 def restore(tensors: dict[str, Tensor], objective: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -110,7 +110,8 @@ class Reader:
         self.workers, self.total, self.pin, self.broken_fraction = workers, total, pin, broken_fraction
         self.broken: dict[str, tuple[str, int]] = {}
         self.waited = 0.0
-        self._met = torch.zeros(len(source), dtype=torch.bool)
+        self._own: set[str] = set()
+        self._met = 0
         self._ready: Iterator[Cuts | GnothiError] | None = None
         self._next = 0
 
@@ -158,18 +159,20 @@ class Reader:
         return ready
 
     def _count(self, cuts: Cuts) -> None:
-        """Note what was broken, and stop above the fraction: of the images met, but of at least 1,000 or all, and never for 2 files or fewer."""
-        self._met[cuts.index] = True
-        for row, name, message in cuts.broken:
-            self._met[row] = True
+        """Note what was broken, and stop above the fraction: of the images met, but of at least 1,000 or all, and never for 2 files or fewer.
+
+        Met by this process, that is: ``broken`` may hold more, of a run that this one goes on with.
+        """
+        self._met = min(self._met + len(cuts.index), len(self.source))  # an epoch meets every image once
+        for _, name, message in cuts.broken:
+            self._own.add(name)
             self.broken[name] = (message, self.broken.get(name, ("", 0))[1] + 1)
-        met = int(self._met.sum()) if cuts.broken else 0
-        if len(self.broken) > max(2, self.broken_fraction * max(met, min(len(self.source), 1000))):
+        if len(self._own) > max(2, self.broken_fraction * max(self._met, min(len(self.source), 1000))):
             self.close()
-            first = "; ".join(message for message, _ in list(self.broken.values())[:3])
+            first = "; ".join(self.broken[name][0] for name in sorted(self._own)[:3])
             raise RunError(
-                f"{len(self.broken)} of {met} images cannot be read, more than data.broken_fraction={self.broken_fraction:g} allows; "
-                f"mend or remove them, or raise it: {first}{' ...' if len(self.broken) > 3 else ''}"
+                f"{len(self._own)} of {self._met} images cannot be read, more than data.broken_fraction={self.broken_fraction:g} allows; "
+                f"mend or remove them, or raise it: {first}{' ...' if len(self._own) > 3 else ''}"
             )
 
 

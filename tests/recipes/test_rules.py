@@ -61,6 +61,15 @@ def test_batch_and_length_follow_the_number_of_images(n: int, device: str, batch
     assert (training["batch"], training["epochs"]) == (batch, epochs)
 
 
+@pytest.mark.parametrize(
+    ("n", "processes", "accumulate", "batch"), [(4_000, 3, 1, 126), (4_000, 3, 4, 120), (60, 5, 1, 15), (10, 4, 1, 8), (10, 16, 1, 16)]
+)
+def test_a_batch_by_rule_can_be_shared_by_the_processes_and_their_micro_batches(n: int, processes: int, accumulate: int, batch: int) -> None:
+    chosen = {"training": {"accumulate": accumulate}}
+    found = defaults(Facts(n, 3, 32, processes=processes), chosen)["training"]["batch"]
+    assert found == min(batch, n) and (found % (processes * accumulate) == 0 or n < processes)
+
+
 @pytest.mark.parametrize(("side", "size"), [(28, 28), (32, 32), (48, 32), (96, 96), (160, 128), (224, 224), (3000, 224)])
 def test_the_crop_is_the_largest_usual_size_that_fits(side: int, size: int) -> None:
     assert defaults(Facts(1000, 3, side), {})["views"]["size"] == size
