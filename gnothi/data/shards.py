@@ -40,17 +40,22 @@ class Local:
     """Time of change, nanoseconds."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Some bytes. Nothing stays open, so threads and processes do not meet."""
+        """Some bytes. Nothing stays open, so threads and processes do not meet.
+
+        Raises:
+            DataError: they cannot be had, or the file is another one by now; the message lacks the name.
+        """
         try:
             file = os.open(self.where, os.O_RDONLY)
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}") from error
         try:
             data = os.pread(file, size, offset)
+            state = os.fstat(file)
         finally:
             os.close(file)
-        if len(data) != size:
-            raise DataError("is cut short: the shard is no longer as it was when it was opened")
+        if (state.st_size, state.st_mtime_ns) != (self.size, self.stamp) or len(data) != size:
+            raise DataError("is another file by now than it was when it was opened")
         return data
 
     def open(self) -> BinaryIO:
