@@ -103,7 +103,9 @@ class ShardSource(Source):
         self.labels, self.classes = _classes(indices)
         group = _joined([(i.group, i.group_words) for i in indices])
         if group[0].any():
-            self.groups = np.array([group[1][g] or f"alone: {self.name(row)}" for row, g in enumerate(group[0])])
+            self.groups = np.array(group[1], dtype=object)[group[0]]  # each word once; text of a fixed width is as wide as the longest in every row
+            for row in np.flatnonzero(group[0] == 0).tolist():
+                self.groups[row] = f"alone: {self.name(row)}"
         self.layout = agree(self._looked_at(), channels, dtype)
         self.channels, self.dtype = self.layout.channels, self.layout.torch_dtype
         self._digest: str | None = None

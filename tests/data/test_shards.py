@@ -15,7 +15,7 @@ from tars import file, names, npy, uneven, write
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from gnothi.contracts import DataError
-from gnothi.data import DataSpec, Subset, inspect, pack, pixels
+from gnothi.data import DataSpec, Subset, holdout, inspect, pack, pixels
 from gnothi.data import open as open_data
 from gnothi.randomness import generator
 from gnothi.views.batches import Batches, ViewsSpec
@@ -209,6 +209,19 @@ def test_a_shard_that_changes_under_an_open_source_is_named(tmp_path, n):
     for row in (0, 1):
         with pytest.raises(DataError, match=f"^a.tar/{row + 1}.png: is another file by now than it was when it was opened$"):
             source.image(row)
+
+
+def test_groups_are_kept_as_numbers_of_their_words(tmp_path):
+    """Not as text of a fixed width, which is as wide in every row as the longest; and nothing that is made of them is another."""
+    long = "patient " + "x" * 180
+    rows = [(f"{i}.{e}", d) for i in range(60) for e, d in (("png", file(i)), ("json", json.dumps({"group": (long, "b", "")[i % 3]}).encode()))]
+    source = open_data(f"shards:{write(tmp_path / 'a.tar', rows)}")
+    expected = np.array([(long, "b", f"alone: a.tar/{i}.png")[i % 3] for i in range(60)])
+    assert source.groups.tolist() == expected.tolist() and source.group(1) == "b"
+    assert source.groups.nbytes == 8 * 60 and len({id(group) for group in source.groups}) == 2 + 20
+    digest, held = source.fingerprint(), holdout(source, 0.3, 5)
+    source.groups, source._digest = expected, None
+    assert source.fingerprint() == digest and all(np.array_equal(a, b) for a, b in zip(held, holdout(source, 0.3, 5), strict=True))
 
 
 # ---- training ------------------------------------------------------------------------------------
