@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Callable
@@ -27,12 +28,28 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno not in (None, *FULL):
+        numpys = type(error) is OSError and error.errno is None  # a server's errors have no number either, but classes of their own
+        if not numpys and error.errno not in FULL:
             raise
         why = (error.strerror or str(error)).lower()
         raise RunError(f"{path} cannot be written: {why}; nothing that was there is lost, make room and go on") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_folder(folder: Path, to: Path, aside: Path) -> None:
+    """Give a folder the name of another, which stands at ``folder`` or ``aside`` then.
+
+    At once where the system can let two names change places (renameat2 of Linux). Elsewhere a process that is killed between two renames leaves
+    nothing at ``to``, and what was there at ``aside``.
+    """
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if to.exists():
+        if exchange is not None and exchange(here, os.fsencode(folder), here, os.fsencode(to), both) == 0:
+            return
+        to.rename(aside)
+    folder.rename(to)
 
 
 def write_text(path: Path, text: str) -> None:

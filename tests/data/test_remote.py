@@ -16,6 +16,7 @@ class Server:
 
     def __init__(self, folder):
         self.folder, self.parts, self.failing, self.cut = folder, True, 0, False
+        self.failing_whole, self.slow, self.end = 0, 0, threading.Event()
         self.asked = []
         outer = self
 
@@ -38,6 +39,10 @@ class Server:
             self.failing -= 1
             handler.send_error(503)
             return
+        if self.failing_whole and asked is None:
+            self.failing_whole -= 1
+            handler.send_error(503)
+            return
         if not path.is_file():
             handler.send_error(404)
             return
@@ -50,6 +55,11 @@ class Server:
         handler.send_header("ETag", f'"{hash(data)}"')
         handler.send_header("Content-Length", str(len(part)))
         handler.end_headers()
+        if self.slow and asked is None:
+            self.slow -= 1
+            handler.wfile.write(part[: len(part) // 2])
+            self.end.wait(60)
+            return
         handler.wfile.write(part[: len(part) // 2] if self.cut else part)
 
 
@@ -61,6 +71,7 @@ def server(tmp_path, monkeypatch):
     uneven(tmp_path / "in")
     server = Server(tmp_path / "in")
     yield server
+    server.end.set()
     server.http.shutdown()
     server.http.server_close()
 
@@ -149,6 +160,24 @@ def test_a_shard_that_is_not_there_or_no_server_is_said_in_a_line(server):
         open_data("shards:http://127.0.0.1:1/a.tar")
     with pytest.raises(DataError, match="^http://ho st/a.tar cannot be reached: "):
         open_data("shards:http://ho st/a.tar")
+
+
+def test_a_copy_that_fails_for_a_reason_that_passes_is_waited_for_and_never_blamed_on_the_disk(server, tmp_path, monkeypatch):
+    """After the look at the shard, which asks for a part: a server's errors are errors of the system to Python, without a number."""
+    monkeypatch.setattr(remote, "TIMEOUT", 2.0)
+    server.parts = False
+    url, asked = f"shards:{server.url}/part-01.tar", DataSpec(root=str(tmp_path / "copies"), download=True)
+    server.failing_whole, server.slow = 2, 1
+    assert (open_data(url, settings=asked).image(0) == 50).all()
+    assert [what for _, what in server.asked] == ["bytes=0-0", None, None, None, None]
+    server.failing_whole = 99
+    with pytest.raises(DataError, match=r"^http://.*/part-00.tar: the server says 503 Service Unavailable$"):
+        open_data(f"shards:{server.url}/part-00.tar", settings=asked)
+    server.failing_whole, server.slow = 0, 99
+    monkeypatch.setattr(remote, "TIMEOUT", 0.5)
+    with pytest.raises(DataError, match=r"^http://.*/part-02.tar cannot be reached: .*timed out$"):
+        open_data(f"shards:{server.url}/part-02.tar", settings=asked)
+    assert not [p for p in (tmp_path / "copies").rglob("*.tmp")]
 
 
 def test_a_copy_that_breaks_off_leaves_nothing(server, tmp_path):
