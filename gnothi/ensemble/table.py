@@ -99,10 +99,9 @@ def compare_by(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> list[list[Result]]:
-    """Several measures of the same fits, the results of each as ``compare`` gives them; only what is chosen by k-NN is fitted for each.
+    """Several measures (kinds with their options) of the same fits, the results of each as ``compare`` gives them, and all else as there.
 
-    Args:
-        measures: kinds with their options; all else is as in ``compare``.
+    Only what is chosen by k-NN is fitted for each measure.
     """
     arms = _arms(combiners, options or {})
     opened = [load(e, device) if isinstance(e, str) else e for e in encoders]
