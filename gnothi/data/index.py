@@ -24,7 +24,7 @@ from gnothi.files import replace_file
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of what a cache file holds."""
 ENDINGS = (*(e.removeprefix(".") for e in EXTENSIONS), "npy")
 """Of members that are images."""
@@ -137,6 +137,8 @@ def _samples(file: BinaryIO, length: int) -> Iterator[tuple[str, dict[str, tarfi
 def _members(file: BinaryIO, length: int) -> Iterator[tarfile.TarInfo]:
     """Plain files of a tar file; links and what else a tar file may hold are left out."""
     start = file.read(2)
+    if not start:
+        raise DataError("is an empty file; fetch or pack it again")
     if start in PACKED:
         raise DataError(f"is compressed ({PACKED[start]}); images are read by their place in the file, so unpack it to a plain tar file first")
     file.seek(0)
@@ -154,7 +156,10 @@ def _members(file: BinaryIO, length: int) -> Iterator[tarfile.TarInfo]:
     except Exception as error:  # headers that were altered make tarfile raise anything
         raise DataError(f"is no whole tar file: {' '.join(str(error).split())}; fetch or pack it again") from error
     file.seek(end)
-    if file.read(BLOCK).strip(b"\0"):
+    block = file.read(BLOCK)
+    if len(block) < BLOCK:  # every writer ends a tar file with blocks of zeros; tarfile does without
+        raise DataError(f"is cut short after {length:,} bytes, before the end of the archive; fetch or pack it again")
+    if block.strip(b"\0"):
         raise DataError(f"is broken at byte {end:,}, where a header should stand; fetch or pack it again")
 
 
