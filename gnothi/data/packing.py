@@ -21,12 +21,15 @@ from PIL import Image
 from gnothi.contracts import DataError, SettingError, Source
 from gnothi.data.arrays import Subset
 from gnothi.data.folder import FolderSource
+from gnothi.data.index import build
 from gnothi.data.shards import ShardSource, Stored
 from gnothi.files import replace_file, write_text
 from gnothi.randomness import generator
 
 PLAN = "pack.json"
 """The file that says how a folder of shards was made; with it, packing goes on where it was stopped."""
+HELD = "held"
+"""Its key for the number of images in each shard."""
 MEGABYTES = 256.0
 """Of images in a shard, where nobody says otherwise."""
 Progress = Callable[[int, int], None]
@@ -95,20 +98,23 @@ def pack(
     parts = _parts(source, rows, images, megabytes or MEGABYTES)
     plan = {"source": name, "fingerprint": source.fingerprint(), "n": len(source), "seed": seed, "images": images, "megabytes": megabytes}
     out = Path(out).expanduser()
+    paths = {out / f"part-{number:05d}.tar": part for number, part in enumerate(parts)}
     keys, left_out, found, done = _keys(source), list[str](), 0, 0
     with _owned(out):
-        _begin(out, plan, overwrite)
-        for number, part in enumerate(parts):
-            path = out / f"part-{number:05d}.tar"
+        held = _begin(out, plan, overwrite)
+        for path, part in paths.items():
             if path.is_file():
                 found += 1
+                held[path.name] = held[path.name] if path.name in held else _held(path)
             else:
+                before = len(left_out)
                 replace_file(path, lambda temporary, part=part: _write(temporary, source, part, keys, left_out))  # type: ignore[misc]
+                held[path.name] = len(part) - (len(left_out) - before)
             done += len(part)
             if progress is not None:
                 progress(done, len(source))
-        paths = sorted(out.glob("part-*.tar"))
-        return Packed(str(out), len(source) - len(left_out), len(paths), found, sum(p.stat().st_size for p in paths), tuple(left_out))
+        write_text(out / PLAN, json.dumps({**plan, HELD: held}, indent=1))
+        return Packed(str(out), sum(held.values()), len(paths), found, sum(p.stat().st_size for p in paths), tuple(left_out))
 
 
 def _parts(source: Source, rows: np.ndarray, images: int | None, megabytes: float) -> list[np.ndarray]:
@@ -125,26 +131,39 @@ def _parts(source: Source, rows: np.ndarray, images: int | None, megabytes: floa
     return np.split(rows, ends)
 
 
-def _begin(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    """Leave the folder with the plan, and with no shards but those of it."""
+def _held(path: Path) -> int:
+    """How many images a shard holds: of one that a process wrote which was killed before it could keep that."""
+    try:
+        with path.open("rb") as file:
+            return len(build(file, path.stat().st_size))
+    except DataError as error:
+        raise DataError(f"{path} {error}") from error
+
+
+def _begin(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, int]:
+    """Leave the folder with the plan, and with no shards but those of it; how many images they hold, as far as that was kept."""
     record = out / PLAN
     there = [p for p in out.iterdir() if not p.name.startswith(".")]
     try:
         old = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
     except ValueError:
         old = None
+    held = old.pop(HELD, {}) if isinstance(old, dict) else {}
     if there and old != plan:
         shards = [p for p in there if p.name == PLAN or (p.name.startswith("part-") and p.suffix == ".tar")]
         if not overwrite or len(shards) < len(there):
-            what = next(f"{k} {v}, not {plan[k]}" for k, v in old.items() if plan.get(k) != v) if isinstance(old, dict) and shards == there else ""
+            differs = [f"{k} {v}, not {plan[k]}" for k, v in (old.items() if isinstance(old, dict) else ()) if k in plan and plan[k] != v]
+            what = differs[0] if differs and shards == there else ""
             rule = f"was packed with {what}" if what else f"holds {(next((p for p in there if p not in shards), there[0])).name} already"
             way = "--overwrite replaces its shards, " if len(shards) == len(there) else ""
             raise SettingError(f"--out {out} {rule}; {way}--out takes another folder")
         for path in shards:
             path.unlink()
+    held = {name: n for name, n in held.items() if (out / name).is_file() and isinstance(n, int)} if isinstance(held, dict) else {}
     for left in out.glob(".part-*.tmp"):
         left.unlink()  # half a shard, of a process that was killed
-    write_text(record, json.dumps(plan, indent=1))
+    write_text(record, json.dumps({**plan, HELD: held}, indent=1))
+    return held
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from terminal import Done, gnothi, said
 
-from gnothi.contracts import SettingError
+from gnothi.contracts import DataError, SettingError
 from gnothi.data import ArraySource, DataSpec, Subset, inspect
 from gnothi.data import open as open_data
 from gnothi.data.packing import pack
@@ -116,6 +116,33 @@ def test_shards_can_be_packed_again_into_others(tmp_path):
 
 
 # ---- what is there already -----------------------------------------------------------------------
+class Damaged(ArraySource):
+    """Whose images 2, 3 and 7 cannot be read."""
+
+    def image(self, row, shrink=1):
+        if row in (2, 3, 7):
+            raise DataError(f"row {row}: cannot be decoded")
+        return super().image(row)
+
+
+def test_what_was_left_out_is_not_counted_the_next_time_either(tmp_path):
+    """Also where a shard is written anew, where a killed process kept no count, and beside a record of an earlier version."""
+    source, out = Damaged(np.zeros((10, 8, 8), np.uint8)), tmp_path / "out"
+    first = pack(source, out, name="x", images=4, seed=None)
+    assert (first.images, first.shards, first.found, len(first.left_out)) == (7, 3, 0, 3)
+    plan = json.loads((out / "pack.json").read_text())
+    assert plan["held"] == {"part-00000.tar": 2, "part-00001.tar": 3, "part-00002.tar": 2} and len(open_data(f"shards:{out}")) == 7
+    again = pack(source, out, name="x", images=4, seed=None)
+    assert (again.images, again.shards, again.found, again.left_out) == (7, 3, 3, ())
+    (out / "part-00001.tar").unlink()
+    part = pack(source, out, name="x", images=4, seed=None)
+    assert (part.images, part.found, part.left_out) == (7, 2, ("row 7: cannot be decoded",))
+    del plan["held"]
+    (out / "pack.json").write_text(json.dumps(plan))
+    older = pack(source, out, name="x", images=4, seed=None)
+    assert (older.images, older.found) == (7, 3) and json.loads((out / "pack.json").read_text())["held"]["part-00000.tar"] == 2
+
+
 def test_packing_goes_on_and_refuses_to_mix_or_overwrite(tmp_path):
     source, out = open_data(str(images(tmp_path / "in"))), tmp_path / "out"
     pack(source, out, name="in", images=4)
