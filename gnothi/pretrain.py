@@ -20,8 +20,9 @@ from torch import Tensor, nn
 import gnothi
 from gnothi import distributed
 from gnothi.auxiliary import AUXILIARIES
-from gnothi.contracts import DataError, RunError, SettingError, Step
+from gnothi.contracts import DataError, RunError, SettingError, Source, Step
 from gnothi.data import Subset
+from gnothi.data.open import title
 from gnothi.encoders import load as load_encoder
 from gnothi.encoders.inputs import centre
 from gnothi.encoders.network import TEACHER_FIRST, NetworkEncoder, offline
@@ -198,7 +199,7 @@ class Run:
 
 @distributed.together()
 def train(
-    data: str,
+    data: str | Source,
     *,
     recipe: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -211,7 +212,8 @@ def train(
     """Pre-train an encoder.
 
     Args:
-        data: photos, a folder, an .npz or .npy file, shards:PATTERN, tiles:FOLDER, or a torchvision name.
+        data: photos, a folder, an .npz or .npy file, shards:PATTERN, tiles:FOLDER, a torchvision name, or an open source, such as
+            ``gnothi.data.from_dataset`` gives.
         recipe: a name that `gnothi recipes` lists.
         settings: nested settings that win over the recipe's and the rules'.
         init: an encoder whose weights to start from.
@@ -228,19 +230,19 @@ def train(
         DataError: the images cannot be used, or are not those the run began with.
         RunError: the run had to stop.
     """
-    where = distributed.device_of(device)
+    where, name = distributed.device_of(device), data if isinstance(data, str) else title(data)
     distributed.start(where)
     folder = Path(out) if out is not None else None
     if folder is None or not (folder / "spec.json").exists():
         resolved = resolve(data, recipe_name=recipe, settings=settings, device=device)
-        folder = folder or Path("runs") / f"{Path(data.partition('@')[0].rpartition(':')[2]).stem}-{resolved.spec.method.name}"
+        folder = folder or Path("runs") / f"{Path(name.partition('@')[0].rpartition(':')[2]).stem}-{resolved.spec.method.name}"
     if (folder / "spec.json").exists():
         if not resume and not restarted(folder):
             raise SettingError(f"{folder} is a run already; --resume goes on with it, --out takes another folder")
         resolved, init = _again(folder, data, recipe, settings, init)
     elif resume and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise SettingError(f"--resume: {folder} is not a run (it has no spec.json); give the folder of one with --out")
-    if folder.is_dir() and Path(data.partition("@")[0]).is_dir() and folder.samefile(data.partition("@")[0]):
+    if folder.is_dir() and Path(name.partition("@")[0]).is_dir() and folder.samefile(name.partition("@")[0]):
         raise SettingError(f"--out {folder} is the folder of the images; give the run one of its own")
     learner = assemble(resolved, folder, init)  # what cannot be built is said before anything is written
     distributed.barrier()  # nobody writes before all have looked whether the folder is taken
@@ -248,16 +250,17 @@ def train(
         return _run(resolved, folder, learner, init, resume, progress)
 
 
-def _again(folder: Path, data: str, recipe: str | None, settings: Mapping[str, Any] | None, init: str | None) -> tuple[Resolved, str | None]:
+def _again(folder: Path, data: str | Source, recipe: str | None, settings: Mapping[str, Any] | None, init: str | None) -> tuple[Resolved, str | None]:
     """The run of a folder as it was resolved when it began, and what it began from; refused where data or settings changed."""
+    name = data if isinstance(data, str) else title(data)
     try:
         record = twice.read(folder, warn=lambda text: print(text, file=sys.stderr))
         old, derived = record["settings"], record["derived"]
         spec.load(old)
     except (RunError, KeyError, TypeError, SettingError) as error:
         raise SettingError(f"{folder} cannot be gone on with: {error}; --out takes another folder") from None
-    if data != old["data"]["name"]:
-        raise DataError(f"{folder} was begun with {old['data']['name']}, not {data}; --resume keeps a run's data")
+    if name != old["data"]["name"]:
+        raise DataError(f"{folder} was begun with {old['data']['name']}, not {name}; --resume keeps a run's data")
     before, given = spec.flat(old), spec.flat(settings or {})
     _same(folder, {"--init": record["init"]}, {"--init": init or record["init"]})
     _same(folder, {"--recipe": derived["recipe"]}, {"--recipe": recipe or derived["recipe"]})
@@ -268,7 +271,7 @@ def _again(folder: Path, data: str, recipe: str | None, settings: Mapping[str, A
     if resolved.source.fingerprint() != record["source"]["fingerprint"]:
         what = changes.told(folder / changes.FILE, resolved.source)
         raise DataError(
-            f"{data} is not as it was when {folder} began ({record['source']['n']} images then, {len(resolved.source)} now{what}); "
+            f"{name} is not as it was when {folder} began ({record['source']['n']} images then, {len(resolved.source)} now{what}); "
             "--out begins another run"
         )
     return resolved, record["init"]

@@ -232,6 +232,53 @@ def test_changed_settings_are_refused_at_resume(changes: dict[str, Any], expecte
     assert said == f"{unbroken} was begun with {expected}; --resume keeps a run's settings, --out begins another"
 
 
+def test_a_source_from_python_is_trained_on_as_its_name_would_be(data: Path, unbroken: Path, tmp_path: Path) -> None:
+    run = gnothi.train(gnothi.data.open(str(data)), out=tmp_path / "run", settings=SETTINGS, progress=Silent(), device="cpu")
+    expected, found = (checkpoint.read(checkpoint.newest(folder))[0] for folder in (unbroken, run.folder))  # type: ignore[arg-type]
+    assert expected.keys() == found.keys() and all(torch.equal(expected[k], found[k]) for k in expected)
+
+
+class Cells:
+    """A dataset as people have them."""
+
+    def __init__(self, n: int) -> None:
+        self.images, self.targets = (
+            torch.randint(256, (n, 3, SIZE, SIZE), generator=generator(1, "cells"), dtype=torch.uint8),
+            [i % 3 for i in range(n)],
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        return self.images[row], self.targets[row]
+
+
+def test_a_dataset_from_python_is_stopped_gone_on_with_and_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, short = gnothi.data.from_dataset(Cells(N)), {**SETTINGS, "training": {**SETTINGS["training"], "workers": 1}}
+    whole = gnothi.train(source, settings=short, progress=Silent(), device="cpu")
+    assert whole.folder == Path("runs/Cells-dino") and len(source.dataset.targets) == N
+    with pytest.raises(DataError, match="^runs/Cells-dino was begun with python:Cells, not photos; --resume keeps a run's data$"):
+        gnothi.train("photos", out=whole.folder, resume=True, progress=Silent())
+    with pytest.raises(DataError, match=f"^python:Cells is not as it was when runs/Cells-dino began \\({N} images then, {N - 1} now"):
+        gnothi.train(gnothi.data.from_dataset(Cells(N - 1)), out=whole.folder, resume=True, progress=Silent())
+    for late in sorted(whole.folder.glob("step-*"))[1:]:
+        late.unlink()
+    (whole.folder / "verdict.json").unlink()
+    before = {p.name for p in whole.folder.glob("step-*")}
+    again = gnothi.train(gnothi.data.from_dataset(Cells(N)), out=whole.folder, resume=True, progress=Silent(), device="cpu")
+    assert len(before) == 1 and [m["loss"] for m in again.metrics if m["kind"] == "train"] == [
+        m["loss"] for m in whole.metrics if m["kind"] == "train"
+    ]
+    with pytest.raises(DataError, match="^python:Cells was given to gnothi.train from Python, where alone it is; gnothi.data.pack"):
+        gnothi.data.open("python:Cells")
+    with pytest.raises(SettingError, match="^data.labels says how a name is opened; python:Cells is open, and is taken as it is$"):
+        gnothi.train(source, out="x", settings={"data": {"labels": "x.csv"}})
+    page = gnothi.report.write(whole.folder).read_text()
+    assert "python:Cells" in page and "gnothi.data.pack" in page
+
+
 def test_a_wrong_setting_is_named_at_resume_too(data: Path, unbroken: Path) -> None:
     said = refused(lambda: train(data, unbroken, resume=True, training={"epoch": 4}), SettingError)
     assert said == "training.epoch: no such setting; did you mean training.epochs?"

@@ -24,6 +24,8 @@ from gnothi.data.tiles import SIDE, Cut, TileSource, open_tiles
 from gnothi.data.torchvision_sets import SETS, open_set
 
 ARRAYS = (".npz", ".npy")
+PYTHON = "python:"
+"""How the name of a source begins that no command line can open."""
 PHOTO_TILE = 32
 """Side of the tiles of ``photos``, where nobody says otherwise."""
 
@@ -103,6 +105,24 @@ def open(name: str, *, settings: DataSpec = DataSpec(), split: str | None = None
     return source
 
 
+def given(source: Source, settings: DataSpec) -> Source:
+    """A source from Python in place of a name.
+
+    Raises:
+        SettingError: a setting says how a name is to be opened.
+    """
+    plain = DataSpec()
+    for key in DataSpec.model_fields.keys() - {"broken_fraction"}:
+        if getattr(settings, key) != getattr(plain, key):
+            raise SettingError(f"data.{key} says how a name is opened; {title(source)} is open, and is taken as it is")
+    return source
+
+
+def title(source: Source) -> str:
+    """What a source from Python is called: by its class, or its dataset's."""
+    return PYTHON + type(getattr(source, "dataset", source)).__name__
+
+
 def splits(name: str, settings: DataSpec = DataSpec()) -> tuple[str, ...]:  # noqa: B008
     """The splits a name has, the one for training first; () where it has none.
 
@@ -162,6 +182,10 @@ def _no_such_split(name: str, wanted: str, known: tuple[str, ...]) -> str:
 
 
 def _no_such_data(name: str, path: Path) -> str:
+    if name.startswith(PYTHON):
+        return (
+            f"{name} was given to gnothi.train from Python, where alone it is; gnothi.data.pack(source, FOLDER) makes shards of it that have a name"
+        )
     if path.is_file():
         kind = (
             "an image is not data to learn from; give the folder it lies in" if path.suffix.lower() in EXTENSIONS else "a file must be .npz or .npy"

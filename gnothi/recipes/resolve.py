@@ -16,6 +16,7 @@ from gnothi import distributed
 from gnothi.auxiliary import AUXILIARIES
 from gnothi.contracts import DataError, Pixels, SettingError, Source
 from gnothi.data import Subset
+from gnothi.data.open import given, title
 from gnothi.distributed import device_of
 from gnothi.methods import METHODS, STUDENTS
 from gnothi.randomness import generator
@@ -92,11 +93,11 @@ def _count(n: float | None, what: str) -> str:
     return f"{number} {what}" if n == 1 else f"{number} {what}{'es' if what.endswith('s') else 's'}"
 
 
-def resolve(data: str, *, recipe_name: str | None = None, settings: Mapping[str, Any] | None = None, device: str | None = None) -> Resolved:
+def resolve(data: str | Source, *, recipe_name: str | None = None, settings: Mapping[str, Any] | None = None, device: str | None = None) -> Resolved:
     """Decide every setting of a run: rules under the recipe under what the caller says.
 
     Args:
-        data: what to learn from.
+        data: what to learn from, by name or open.
         recipe_name: one of ``recipes.named.RECIPES``; None for the data's own, or "any".
         settings: nested settings that win.
         device: cpu, cuda or mps.
@@ -105,15 +106,16 @@ def resolve(data: str, *, recipe_name: str | None = None, settings: Mapping[str,
         SettingError: a setting is unknown or impossible.
         DataError: the images cannot be used.
     """
-    recipe_name = recipe_name or BY_DATA.get(data.partition("@")[0], "any")
-    chosen = spec.merge(spec.merge({"data": {"name": data}}, recipe(recipe_name).settings), settings or {})
+    name = data if isinstance(data, str) else title(data)
+    recipe_name = recipe_name or BY_DATA.get(name.partition("@")[0], "any")
+    chosen = spec.merge(spec.merge({"data": {"name": name}}, recipe(recipe_name).settings), settings or {})
     early = spec.load(chosen)  # a wrong key is named before any image is read
-    if early.data.name != data:
-        raise SettingError(f"data.name is said by the argument DATA, {data}; got {early.data.name} too")
+    if early.data.name != name:
+        raise SettingError(f"data.name is said by the argument DATA, {name}; got {early.data.name} too")
     where = device_of(device)
-    source = sources.open(data, settings=early.data)
+    source = sources.open(data, settings=early.data) if isinstance(data, str) else given(data, early.data)
     if len(source) < 4:
-        raise DataError(f"{data} has {len(source)} images; training needs at least 4")
+        raise DataError(f"{name} has {len(source)} images; training needs at least 4")
     kept, held = _holdout(source, early)
     pixels = sources.pixels(kept, seed=0)
     facts = rules.Facts(len(kept), source.channels, _side(kept), where.type, _has_bf16(where), distributed.world())
