@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -38,7 +38,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-BACKBONES: dict[str, type[nn.Module]] = {"micro-resnet": MicroResNet, "micro-vit": MicroViT, "alexnet": AlexNet, "alexnet-bn": NormedAlexNet}
+BACKBONES: dict[str, Callable[..., nn.Module]] = {"micro-resnet": MicroResNet, "micro-vit": MicroViT, "alexnet": AlexNet, "alexnet-bn": NormedAlexNet}
 LEAST_CELLS, MOST_CELLS = 7, 32
 """Cells a side of a derived patch grid: what 224 pixels give with patches of 32, and what is still affordable (1,024 tokens)."""
 SMALL = 64
@@ -103,7 +103,7 @@ def _micro(spec: BackboneSpec, channels: int, size: int) -> nn.Module:
     given: dict[str, Any] = {"channels": channels}
     if vit:
         given |= {"size": size, "patch_size": spec.patch_size or patch_size(size, 16), "drop_path": spec.drop_path, "mask_token": spec.mask_token}
-    if issubclass(kind, AlexNet):
+    if isinstance(kind, type) and issubclass(kind, AlexNet):
         given["size"] = size
     for setting in ("patch_size", "drop_path", "mask_token"):
         _refuse(spec, setting, "it is a convolutional network; micro-vit has it", unless=vit)

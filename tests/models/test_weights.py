@@ -10,7 +10,7 @@ from torch import nn
 
 from gnothi.contracts import SettingError, Want
 from gnothi.models.adopted import adopt
-from gnothi.models.backbone import BackboneSpec, build
+from gnothi.models.backbone import BACKBONES, BackboneSpec, build
 from gnothi.models.micro_vit import MicroViT
 from gnothi.models.weights import flops, initialise, parameters, weights
 from gnothi.randomness import generator
@@ -105,6 +105,19 @@ def test_an_adopted_module_pools_its_map():
     torch.testing.assert_close(encoding.pooled, again.flatten(2).mean(2))
     torch.testing.assert_close(encoding.patches[:, 9], again[:, :, 1, 1])
     assert encoding.grid == (8, 8) and set(weights(backbone)) == set(module.state_dict())
+
+
+def test_a_function_that_adopts_a_module_is_a_backbone_by_name(monkeypatch):
+    def small(channels=3, width=5):
+        return adopt(nn.Sequential(nn.Conv2d(channels, width, 4, 4), nn.ReLU()), channels=channels)
+
+    monkeypatch.setitem(BACKBONES, "small", small)
+    made = build(BackboneSpec(name="small", args={"width": 6}), channels=2, size=32, seed=3)
+    assert made.width == 6 and made(torch.zeros(1, 2, 32, 32)).pooled.shape == (1, 6)
+    again = build(BackboneSpec(name="small", args={"width": 6}), channels=2, size=32, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True))
+    with pytest.raises(SettingError, match="backbone.args.wide: small has no such argument; did you mean width?"):
+        build(BackboneSpec(name="small", args={"wide": 6}), channels=2, size=32, seed=3)
 
 
 def test_an_adopted_module_is_asked_only_for_what_it_has():
