@@ -87,6 +87,17 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def replaced(known: list[dict[str, Any]], found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows that were known, one of them measured anew, in the order of ``ROWS``; those that it has no more are left out."""
+
+    by = {_key(row): row for row in [*known, found]}
+    return [by[_key(row)] for row in ROWS if _key(row) in by]
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in ("grows", "n", "local", "batch"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -94,15 +105,15 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(json.loads(given.one))))
         return
-    found = []
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     print(f"{'grows':<20}{'images':>10}{'crops':>7}{'batch':>7}{'first step':>12}{'step':>10}{'images/s':>10}{'memory':>12}")
     for row in ROWS:
         f = apart("growth", row)
-        found.append(f)
+        known = replaced(known, f)
         crops, batch = 2 + f.get("local", 0), f.get("batch", 128)
         line = f"{f['grows']:<20}{f['n']:>10,}{crops:>7}{batch:>7}{f['first step']:>10.2f} s{f['step']:>8.3f} s{f['images/s']:>10.0f}"
         print(f"{line}{f['memory'] / 2**20:>8.0f} MiB", flush=True)
-        write_text(RESULTS, json.dumps(found, indent=1) + "\n")
+        write_text(RESULTS, json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
 The first 1,000 training images of each class, a micro ResNet, 20 epochs, k-NN (k=200, T=0.1) on all 10,000 test images at the last epoch; also on
 the features' principal components with a power of 0.25 (`gnothi ensemble fit` of one encoder, fitted on training images without labels). An arm is
 `pixels`, `untrained`, `gnothi METHOD SEED`, `crops METHOD SEED` (ours with two more crops of the same kind), `lightly METHOD SEED`, or `time METHOD
-SEED`: lightly for as many epochs as it does in the processor seconds of our run. By default all of them: three seeds for SimCLR, BYOL and DINO
-(lightly: SimCLR), one for the others. lightly's backbone computes in the precision and memory format of ours. FOLDER of --data holds train.npz and
-test.npz with `images` and `labels`; --out keeps our runs. Resumable: what stands in results/cifar_methods.json is not run again. Five to fifteen
-minutes an arm on one core.
+SEED`: lightly for as many epochs as it does in the processor time of ours, by steps of both timed in turn in one process. By default all of them:
+three seeds for SimCLR, BYOL and DINO (lightly: SimCLR), one for the others. lightly's backbone computes in the precision and memory format of ours.
+FOLDER of --data holds train.npz and test.npz with `images` and `labels`; --out keeps our runs. Resumable: what stands in results/cifar_methods.json
+is not run again, nor is an arm that diverged, which stands there with the reason. Five to fifteen minutes an arm on one core.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import argparse
 import json
 import math
 import shutil
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ import numpy as np
 import torch
 
 from experiments.images import write_images
-from gnothi import ensemble, evaluate
-from gnothi.contracts import Pixels
+from gnothi import ensemble, evaluate, pretrain
+from gnothi.contracts import Pixels, RunError
 from gnothi.data import DataSpec
 from gnothi.encoders import Encoder, load
 from gnothi.encoders.network import NetworkEncoder
@@ -38,6 +40,7 @@ from gnothi.models import backbone as backbones
 from gnothi.models.backbone import BackboneSpec
 from gnothi.pretrain import train
 from gnothi.recipes.resolve import resolve
+from gnothi.training.learner import Learner
 
 RESULTS = Path(__file__).parent / "results" / "cifar_methods.json"
 IMAGES = 10_000, 10_000
@@ -48,6 +51,8 @@ IMAGENET = Pixels(0.0, 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """lightly normalises by the statistics of ImageNet."""
 MORE = {"local": 2, "local_size": 32, "local_area": (0.08, 1.0)}
 """Views of an arm with more crops."""
+WARM, STEPS = 5, 40
+"""Steps of each side before and while they are timed in turn."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,17 @@ class Study:
     def gnothi(self, method: str, seed: int, views: dict[str, Any] | None = None, kind: str = "") -> dict[str, Any]:
         out = self.folder / f"{kind}{method}-{seed}"
         shutil.rmtree(out, ignore_errors=True)  # of an arm that was cut off: its processor time would be a part
-        training = {"epochs": self.epochs, "threads": self.threads, "evaluate_every": "100%"}
-        chosen = {"seed": seed, "method": {"name": method}, "training": training, "backbone": {"name": "micro-resnet"}, "data": {"holdout": 0}}
-        chosen["views"] = views or {}
+        chosen = self.settings(method, seed) | {"views": views or {}}
         began = time.process_time()
         run = train(f"{self.data}@train", out=out, settings=chosen)
         processor = round(time.process_time() - began, 1)
         about = {"epochs": self.epochs, "seconds": run.verdict["seconds"], "processor": processor}
         return {**self.measured(load(str(out))), **about, "verdict": run.verdict["verdict"], "why": run.verdict["why"]}
+
+    def settings(self, method: str, seed: int) -> dict[str, Any]:
+        """Of our run of an arm."""
+        training = {"epochs": self.epochs, "threads": self.threads, "evaluate_every": "100%"}
+        return {"seed": seed, "method": {"name": method}, "training": training, "backbone": {"name": "micro-resnet"}, "data": {"holdout": 0}}
 
     def crops(self, method: str, seed: int) -> dict[str, Any]:
         return self.gnothi(method, seed, MORE, "crops-")
@@ -98,25 +106,60 @@ class Study:
         return resolve(f"{self.data}@train", settings=settings).spec.training.precision or "fp32"
 
     def time(self, method: str, seed: int) -> dict[str, Any]:
-        """lightly for the whole epochs, the last one rounded up, that it does in the processor time of our run."""
-        theirs, ours = self.run(f"lightly {method} {seed}"), self.run(f"gnothi {method} {seed}")
-        return self.lightly(method, seed, math.ceil(theirs["epochs"] * ours["processor"] / theirs["processor"]))
+        """lightly for the whole epochs, the last one rounded up, that it does in the processor time of ours."""
+        ours, theirs = self.paces(method, seed)
+        epochs = math.ceil(self.epochs * ours / theirs)
+        return {**self.lightly(method, seed, epochs), "steps": {"gnothi": round(ours, 5), "lightly": round(theirs, 5)}}
+
+    def paces(self, method: str, seed: int) -> list[float]:
+        """Processor seconds of a step of ours and of one of lightly's, views and all."""
+        from experiments import lightly_recipes
+
+        resolved = resolve(f"{self.data}@train", settings=self.settings(method, seed))
+        torch.set_num_threads(self.threads)
+        objective, spec = pretrain.build(resolved), resolved.spec
+        views = pretrain.batches(resolved, objective)
+        ours = Learner(objective, views, spec=spec.training, optimiser=spec.optimiser, total=resolved.total, per_epoch=resolved.per_epoch, seed=seed)
+        with np.load(self.data) as packed:
+            images = packed["train_images"]
+        recipe = lightly_recipes.Recipe(method, backbones.build(BackboneSpec(name="micro-resnet"), 3, 32, seed), self.precision)
+        batches = iter(lightly_recipes.loader(images, method))
+        found = in_turn(ours.step, lambda: recipe.step(next(batches)))
+        views.close()
+        return found
 
     def run(self, arm: str) -> dict[str, Any]:
         """What stands in the results for an arm; it is run where nothing does."""
         if arm not in known():
             began = time.monotonic()
-            kind, *rest = arm.split()
-            if kind == "pixels":
-                found = self.measured(load("pixels"))
-            elif kind == "untrained":
-                spec = BackboneSpec(name="micro-resnet")
-                found = self.measured(NetworkEncoder("untrained", backbones.build(spec, 3, 32, 0), spec, 3, 32, IMAGENET))
-            else:
-                found = getattr(self, kind)(rest[0], int(rest[1]))
+            try:
+                found = self.found(*arm.split())
+            except (FloatingPointError, RunError) as why:
+                found = {"failed": str(why)}
             write_text(RESULTS, json.dumps(known() | {arm: {**found, "threads": self.threads}}, indent=1) + "\n")
-            print(f"{arm}: {found['value']:.4f} after {time.monotonic() - began:.0f} s", flush=True)
+            print(f"{arm}: {found.get('value') or found['failed']} after {time.monotonic() - began:.0f} s", flush=True)
         return known()[arm]
+
+    def found(self, kind: str, *rest: str) -> dict[str, Any]:
+        """What comes of an arm."""
+        if kind == "pixels":
+            return self.measured(load("pixels"))
+        if kind == "untrained":
+            spec = BackboneSpec(name="micro-resnet")
+            return self.measured(NetworkEncoder("untrained", backbones.build(spec, 3, 32, 0), spec, 3, 32, IMAGENET))
+        found: dict[str, Any] = getattr(self, kind)(rest[0], int(rest[1]))
+        return found
+
+
+def in_turn(*steps: Callable[[], object]) -> list[float]:
+    """Median processor seconds of each, taken one after the other again and again: what else the machine does meets all of them alike."""
+    taken: list[list[float]] = [[] for _ in steps]
+    for _ in range(WARM + STEPS):
+        for step, into in zip(steps, taken, strict=True):
+            began = time.process_time()
+            step()
+            into.append(time.process_time() - began)
+    return [statistics.median(times[WARM:]) for times in taken]
 
 
 def measured(encoder: Encoder, data: Path, cache: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The images an experiment learns from: as many of every class, the first of them."""
+"""The images an experiment learns from: as many of every class, the first of them; and others that are asked where something is chosen."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from gnothi.files import replace_file
 
-def write_images(data: Path, path: Path, train: int, test: int) -> None:
+ASKING = slice(1000, 1500)
+"""Of the training images of every class, those by which experiments choose."""
+
+
+def write_images(data: Path, path: Path, train: int, test: int, asking: bool = False) -> None:
     """Write an .npz with both splits, unless it is there: the first images of every class, in the order in which they stand.
 
     Args:
         data: folder of train.npz and test.npz with ``images`` and ``labels``.
         path: the file; the test images are the same whatever the number of those that train.
-        train: how many images train, of all classes together.
+        train: how many images train, of all classes together; all there are where there are fewer.
         test: how many test.
+        asking: a split "val", too, of ``ASKING`` of every class; these then do not train.
     """
     if path.exists():
         return
@@ -23,8 +29,17 @@ def write_images(data: Path, path: Path, train: int, test: int) -> None:
     for split, many in (("train", train), ("test", test)):
         with np.load(data / f"{split}.npz") as packed:
             images, labels = packed["images"], packed["labels"]
-        classes = np.unique(labels)
-        rows = np.sort(np.concatenate([np.flatnonzero(labels == c)[: many // len(classes)] for c in classes]))
-        parts |= {f"{split}_images": images[rows], f"{split}_labels": labels[rows]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **parts)
+        of_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+        taken = {split: of_class}
+        if asking and split == "train":
+            taken = {"train": [np.delete(rows, ASKING) for rows in of_class], "val": [rows[ASKING] for rows in of_class]}
+        for name, of in taken.items():
+            rows = np.sort(np.concatenate([r if name == "val" else r[: many // len(of)] for r in of]))
+            parts |= {f"{name}_images": images[rows], f"{name}_labels": labels[rows]}
+    replace_file(path, lambda temporary: save(temporary, parts))
+
+
+def save(path: Path, parts: dict[str, Any]) -> None:
+    """An .npz under just this name."""
+    with path.open("wb") as file:
+        np.savez(file, **parts)

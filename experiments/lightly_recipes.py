@@ -4,12 +4,16 @@ From the benchmark script in its documentation (cifar10_benchmark.py): batch 128
 (SwAV: Adam at 1e-3, decay 1e-6), a cosine an epoch, no warm-up, teachers at a momentum of 0.99, one forward a view. VICReg is not in that script;
 its settings here are those of lightly's Imagenette script: LARS at 0.3 for a batch of 256 with a decay of 1e-4 (without LARS it diverges, says the
 script, and with SGD it did), and a tenth of warm-up. Inputs are PIL images, as lightly's data set gives them.
+
+Two things differ from the script, besides the backbone. Its ResNet for MoCo has BatchNorm split into eight parts of 16 images; backbones here take
+whole batches, with the keys shuffled all the same. And the script computes in fp32; `train` takes the precision of what it is compared with.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +210,23 @@ def schedule(method: str, optim: torch.optim.Optimizer, epochs: int) -> torch.op
     return torch.optim.lr_scheduler.CosineAnnealingLR(optim, epochs)
 
 
+class Recipe:
+    """A method of lightly's with its optimiser, in the memory format of ours."""
+
+    def __init__(self, method: str, backbone: nn.Module, precision: str = "fp32") -> None:
+        self.model, self.loss = RECIPES[method](Pooled(backbone, precision), int(backbone.width))  # type: ignore[arg-type]
+        self.model.to(memory_format=torch.channels_last)
+        self.optimiser = optimiser(method, self.model)
+
+    def step(self, views: Views) -> Tensor:
+        """Learn from a batch; gives its loss."""
+        value = self.loss([v.contiguous(memory_format=torch.channels_last) for v in views])
+        self.optimiser.zero_grad()
+        value.backward()
+        self.optimiser.step()
+        return value.detach()
+
+
 def loader(images: np.ndarray | Files, method: str, batch: int = 128, workers: int = 0, size: int = 32) -> torch.utils.data.DataLoader:
     pictures = Pictures(images, transform(method, size))
     return torch.utils.data.DataLoader(pictures, batch_size=batch, shuffle=True, drop_last=True, num_workers=workers)
@@ -219,20 +240,17 @@ def train(
     Raises:
         FloatingPointError: the loss is not finite any more.
     """
+    random.seed(seed)
+    np.random.seed(seed)  # lightly's solarisation draws from it
     torch.manual_seed(seed)
-    model, loss = RECIPES[method](Pooled(backbone, precision), int(backbone.width))  # type: ignore[arg-type]
-    model.to(memory_format=torch.channels_last)  # as ours
-    optim = optimiser(method, model)
-    rates = schedule(method, optim, epochs)
+    recipe = Recipe(method, backbone, precision)
+    rates = schedule(method, recipe.optimiser, epochs)
     batches, began = loader(images, method), time.monotonic()
     for epoch in range(epochs):
         for views in batches:
-            value = loss([v.contiguous(memory_format=torch.channels_last) for v in views])
-            optim.zero_grad()
-            value.backward()
-            optim.step()
-        if not math.isfinite(float(value.detach())):
-            raise FloatingPointError(f"lightly {method} seed {seed}: the loss is {float(value.detach())} in epoch {epoch + 1}")
+            value = recipe.step(views)
+        if not math.isfinite(float(value)):
+            raise FloatingPointError(f"lightly {method} seed {seed}: the loss is {float(value)} in epoch {epoch + 1}")
         rates.step()
-        said(f"lightly {method} seed {seed} epoch {epoch + 1} of {epochs}, loss {float(value.detach()):.3f}, {time.monotonic() - began:.0f} s")
+        said(f"lightly {method} seed {seed} epoch {epoch + 1} of {epochs}, loss {float(value):.3f}, {time.monotonic() - began:.0f} s")
     return time.monotonic() - began

@@ -108,3 +108,14 @@ def test_a_sample_counts_a_process_and_what_it_started() -> None:
         family.stdin.write(b"\n")
         family.stdin.flush()
         family.wait()
+
+
+# ---- how cost grows ------------------------------------------------------------------------------
+def test_a_row_measured_anew_replaces_its_own_and_no_other() -> None:
+    from benchmarks.growth import ROWS, replaced
+
+    known = [{**row, "step": 1.0} for row in ROWS if row["grows"] != "crops"] + [{"grows": "crops", "n": 1, "local": 0, "step": 1.0}]
+    found = replaced(known, {"grows": "crops", "n": 4096, "local": 4, "step": 2.0})
+    assert [r["step"] for r in found] == [1.0] * 7 + [2.0] + [1.0] * 5
+    assert [r["step"] for r in replaced(found, {**ROWS[0], "step": 3.0})] == [3.0] + [1.0] * 6 + [2.0] + [1.0] * 5
+    assert replaced([], {**ROWS[1], "step": 1.0}) == [{**ROWS[1], "step": 1.0}]
