@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("gnothi", "examples", "tests", "docs", "README.md", "pyproject.toml")
+COPIED = ("gnothi", "benchmarks", "examples", "experiments", "tests", "docs", "README.md", "pyproject.toml")
 PROCESSES = 2
 LONGEST = 600.0
 """Seconds that one run of tests may take."""
