@@ -32,8 +32,8 @@ SETTINGS: dict[str, Any] = {
     "training": {"epochs": 3, "batch": 8, "threads": 1, "log_every": "1 steps", "health_every": "17 steps", "checkpoint_every": f"{EVERY} steps"},
 }
 TIMES = ("seconds", "images_per_second", "waiting")
-KINDS = ("write", "write", "anywhere", "write", "anywhere", "SIGINT", "write", "SIGTERM")
-"""What a round does: SIGKILL inside a write or at any instant, or another signal at any instant."""
+KINDS = (("SIGKILL", True), ("SIGINT", False), ("SIGTERM", True), ("SIGKILL", False), ("SIGINT", True), ("SIGTERM", False))
+"""What a round does: a signal, and whether inside a write or at any instant."""
 
 
 def start(data: str, out: Path, resume: bool = False) -> int:
@@ -96,24 +96,25 @@ def written(out: Path) -> set[str]:
 
 def one(number: int, data: str, folder: Path, whole: Path, seconds: float) -> dict[str, Any]:
     """A run that is ended, and goes on to its end."""
-    kind, out = KINDS[number % len(KINDS)], folder / f"round-{number}"
+    (kind, aimed), out = KINDS[number % len(KINDS)], folder / f"round-{number}"
     chance = torch.rand(2, generator=generator(0, "kill", number)).tolist()
     pid = start(data, out)
-    if kind == "write":
+    if aimed:
         stop_in_write(out, pid, 1 + int(5 * chance[0]), 0.006 * chance[1])
     else:
         time.sleep(seconds * chance[0])
-    os.kill(pid, getattr(signal, kind, signal.SIGKILL))
+    inside = len(written(out))
+    os.kill(pid, getattr(signal, kind))
+    os.kill(pid, signal.SIGCONT)  # one that was stopped in a write hears of no other signal than SIGKILL before
     code = ended(pid)
-    left = len(list(out.glob(".step-*.tmp"))) if out.exists() else 0
     kept = checkpoint.list_of(out)
     for path in kept:
         checkpoint.read(path)  # what has its name is whole
     steps = checkpoint.step_of(kept[-1]) if kept else 0
     done = max((json.loads(line)["step"] for line in lines(out)), default=0)
     again = ended(start(data, out, resume=True))
-    result = {"kind": kind, "code": code, "inside": left, "kept": steps, "done": done, "again": again, "same": again == 0 and same(out, whole)}
-    result["tidy"] = not list(out.glob(".*.tmp"))
+    result = {"kind": kind, "aimed": aimed, "code": code, "inside": inside, "kept": steps, "done": done, "again": again}
+    result |= {"same": again == 0 and same(out, whole), "tidy": not list(out.glob(".*.tmp"))}
     shutil.rmtree(out)
     return result
 
