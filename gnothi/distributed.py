@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import signal
 import socket
@@ -312,6 +314,30 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_first(value: Any) -> Any:
+    """A small plain value of the first process, on all; the others wait for as long as that one lives, however long it works.
+
+    Raises:
+        Lost: the first process ended.
+    """
+    if world() == 1:
+        return value
+    store, key = dist.distributed_c10d._get_default_store(), f"gnothi from first {next(_turns)}"
+    if rank() == 0:
+        store.set(key, json.dumps(value))
+        return value
+    while not store.check([key]):
+        word = _word(0) if store.check([_key("place", 0)]) else None
+        if word:
+            raise _lost({0: word}, RuntimeError(word))
+        time.sleep(0.05)
+    return json.loads(store.get(key))
+
+
+_turns = itertools.count()
+"""How often the first process was waited for; all processes count alike."""
 
 
 def join(x: Tensor) -> Tensor:
