@@ -26,7 +26,9 @@ LONG = ("--epochs", "12")
 def launched(*args: object, restarts: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, "-m", "gnothi", *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen(
+        [*command, "-m", "gnothi", *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, process_group=0
+    )
 
 
 def worker(launcher: int, rank: int) -> int | None:
@@ -86,6 +88,23 @@ def test_an_elastic_restart_goes_on_from_the_last_checkpoint_and_ends_as_the_unb
     code, said = end(run, seconds=300)
     assert code == 0, said
     assert len(re.findall(r"goes on after step \d+", said)) == 1
+    assert same(tmp_path / "run", unbroken)
+
+
+@pytest.mark.parametrize(("ended", "whom"), [(signal.SIGINT, "all, as Ctrl-C does"), (signal.SIGINT, "torchrun"), (signal.SIGTERM, "torchrun")])
+def test_several_processes_that_are_told_to_stop_do_so_after_a_step_and_lose_nothing(
+    ended: signal.Signals, whom: str, data: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    words = ("train", data, *SMALL, *LONG, "--set", "training.checkpoint_every=100%", "--out", tmp_path / "run")
+    run = launched(*words)
+    until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), seconds=300)
+    (os.killpg if whom.startswith("all") else os.kill)(run.pid, ended)
+    code, said = end(run, seconds=60)
+    assert code != 0
+    stopped = {int(step) for step in re.findall(r"stopped after step (\d+) of \d+; go on with --resume", said)}
+    assert len(stopped) == 1 and [checkpoint.step_of(p) for p in checkpoint.list_of(tmp_path / "run")] == [*stopped], said
+    code, said = end(launched(*words, "--resume"), seconds=300)
+    assert code == 0, said
     assert same(tmp_path / "run", unbroken)
 
 
