@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tables import results, seeds_said
+from tables import NOT_YET, results, seeds_said
+
+from gnothi.comparison.table import over_seeds
 
 EQUAL = " in equal time"
-PARTS = (0.25, 0.5, 0.75, 1.0)
-"""Of a run, at which its curve is told."""
+PARTS = (0.2, 0.5, 0.8, 1.0)
+"""Of a run, at which its curve is told: there are ten looks."""
 Found = dict[str, dict[str, Any]]
 Row = dict[str, Any]
 
@@ -28,7 +30,11 @@ def local_study() -> str:
 
 
 def together_study() -> str:
-    return _pages("together", _compared)
+    return _pages("together", _compared, _decided)
+
+
+def small_study() -> str:
+    return _pages("small", _compared)
 
 
 def transfer_study() -> str:
@@ -40,19 +46,19 @@ def transfer_study() -> str:
             of = {m: [r for r in rows if (r["arm"], r["measured"]) == (arm, m)] for m in ("knn", "linear")}
             lines.append(f"| {name} | {arm} | {len(of['knn'])} | {' | '.join(seeds_said(of[m]) for m in of)} |")
     deep = {name: {"blocks": own} for name, rows in found.items() if (own := [r for r in rows if r["measured"] == "blocks"])}
-    return "\n".join([*lines, "", _blocks(deep, "blocks", "A linear classifier on every block:")]).rstrip() if found else "Not run yet."
+    return "\n".join([*lines, "", _blocks(deep, "blocks", "A linear classifier on every block:")]).rstrip() if found else NOT_YET
 
 
 def _pages(name: str, *parts: Callable[[Found], str]) -> str:
     """What there is of the form for two cores and of that for a GPU."""
     forms = [(title, results(f"study_{name}{end}")) for title, end in (("", ""), ("On a GPU:\n\n", "_gpu"))]
     found = [title + "\n\n".join(text for part in parts if (text := part(found))) for title, found in forms if found]
-    return "\n\n".join(found) or "Not run yet."
+    return "\n\n".join(found) or NOT_YET
 
 
 # ---- equal epochs, equal time --------------------------------------------------------------------
 def _compared(found: Found) -> str:
-    lines = ["| comparison | images | arm | seeds | epochs | seconds | k-NN | less the first arm: over seeds | over images |", "|" + "---|" * 9]
+    lines = ["| comparison | images | arm | seeds | epochs | seconds | k-NN | minus the first arm: over seeds | over images |", "|" + "---|" * 9]
     for name, call in found.items():
         for row in call["table"]:
             less = row.get("difference") or {}
@@ -65,6 +71,21 @@ def _compared(found: Found) -> str:
 
 def _said(value: float | None, ends: list[float] | None, sign: str = "") -> str:
     return "" if value is None or ends is None else f"{value:{sign}.3f} ({ends[0]:{sign}.3f} to {ends[1]:{sign}.3f})"
+
+
+def _decided(found: Found) -> str:
+    """Of every number of images the arm with the best k-NN on training images that did not train, by which one may choose."""
+    rows: dict[str, list[Row]] = {}
+    for name, call in found.items():
+        plain = name.removesuffix(EQUAL)
+        rows.setdefault((plain.rpartition(", ")[0] or plain) + name[len(plain) :], []).extend(call.get("asking", []))
+    lines = ["By training images that did not train, the mean over seeds:", "", "| of | best | k-NN | the others |", "|---|---|---|---|"]
+    for name, own in rows.items():
+        values = {arm: statistics.fmean(r["value"] for r in own if r["arm"] == arm) for arm in dict.fromkeys(r["arm"] for r in own)}
+        if order := sorted(values, key=lambda arm: -values[arm]):
+            others = ", ".join(f"{arm} {values[arm]:.3f}" for arm in order[1:])
+            lines.append(f"| {name} | {order[0]} | {values[order[0]]:.3f} | {others} |")
+    return "\n".join(lines) if len(lines) > 4 else ""
 
 
 # ---- along the runs ------------------------------------------------------------------------------
@@ -110,7 +131,18 @@ def _blocks(found: Found, key: str, words: str) -> str:
         for arm, kind in dict.fromkeys((r["arm"], r["features"]) for r in rows):
             of = [[r["value"] for r in rows if (r["arm"], r["features"], r["block"]) == (arm, kind, n)] for n in range(many)]
             lines.append(f"| {name} | {arm} | {kind} | {' | '.join(f'{statistics.fmean(v):.3f}' if v else '' for v in of)} |")
+            if (less := [_less(r for r in rows if (r["arm"], r["features"], r["block"]) == (arm, kind, n)) for n in range(many)]) and any(less):
+                lines.append(f"| | minus the first arm | {kind} | {' | '.join(less)} |")
     return "\n".join(lines)
+
+
+def _less(rows: Iterable[Row]) -> str:
+    """How much better a block is than the first arm's: over seeds, of one seed over images."""
+    own = [r["paired"] for r in rows if "paired" in r]
+    if not own:
+        return ""
+    value, ends = over_seeds([p["value"] for p in own])
+    return _said(value, ends or [own[0]["low"], own[0]["high"]], "+")
 
 
 def _matches(found: Found) -> str:
@@ -134,4 +166,4 @@ def _looks(rows: list[Row]) -> list[Row]:
     return [{k: statistics.fmean(r[k] for r in look) for k in keys if all(k in r for r in look)} for look in zip(*seeds, strict=False)]
 
 
-STUDIES: tuple[Callable[[], str], ...] = (rotation_study, layers_study, local_study, together_study, transfer_study)
+STUDIES: tuple[Callable[[], str], ...] = (rotation_study, layers_study, local_study, together_study, small_study, transfer_study)

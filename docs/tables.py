@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from gnothi.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 IMAGENET = 1_280_000
+NOT_YET = "Not measured yet; the command above makes this table."
 
 
 def results(name: str, folder: str = "experiments") -> Any:
@@ -60,15 +62,16 @@ def cifar() -> str:
     ]
     for method in METHODS:
         theirs, ours, crops = every = [_seeds(rows, kind, method) for kind in ("lightly", "gnothi", "crops")]
-        if any(every):
+        if any(arm.split()[1:2] == [method] for arm in rows):
             spectral = " / ".join(f"{_mean(of, 'spectral'):.3f}" if of else "–" for of in every)
             verdicts = ", ".join(dict.fromkeys(r["verdict"] for r in (*ours, *crops)))
-            cells = [seeds_said(theirs), seeds_said(ours), _more(ours, theirs), seeds_said(crops), _more(crops, theirs), spectral, verdicts]
+            said = [_told(rows, kind, method) for kind in ("lightly", "gnothi", "crops")]
+            cells = [*said[:2], _more(ours, theirs), said[2], _more(crops, theirs), spectral, verdicts]
             lines.append(f"| {method} | {' | '.join(cells)} |")
     for name in ("pixels", "untrained"):
         if name in rows:
             lines.append(f"| {name} | | {interval(rows[name])} | | | | – / {rows[name]['spectral']:.3f} / – | |")
-    return "\n".join(lines) if rows else "Not run yet."
+    return "\n".join(lines) if rows else NOT_YET
 
 
 def cifar_time() -> str:
@@ -79,9 +82,9 @@ def cifar_time() -> str:
         theirs, ours, crops, timed = (_seeds(rows, kind, method) for kind in ("lightly", "gnothi", "crops", "time"))
         if theirs and ours:
             seconds = " / ".join(f"{_mean(of, 'processor'):.0f}" if of else "–" for of in (theirs, ours, crops))
-            epochs = f"; {timed[0]['epochs']} epochs" if timed else ""
-            lines.append(f"| {method} | {seconds} | {seeds_said(timed)}{epochs} | {seeds_said(ours)} | {_more(ours, timed)} |")
-    return "\n".join(lines) if len(lines) > 2 else "Not run yet."
+            epochs = f"; {timed[0]['epochs']} epochs{_pace(timed[0])}" if timed else ""
+            lines.append(f"| {method} | {seconds} | {_told(rows, 'time', method)}{epochs} | {seeds_said(ours)} | {_more(ours, timed)} |")
+    return "\n".join(lines) if len(lines) > 2 else NOT_YET
 
 
 def _more(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
@@ -89,7 +92,19 @@ def _more(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
 
 
 def _seeds(rows: dict[str, Any], kind: str, method: str) -> list[dict[str, Any]]:
-    return [row for arm, row in rows.items() if arm.split()[:2] == [kind, method]]
+    """Of the seeds that came to an end."""
+    return [row for arm, row in rows.items() if arm.split()[:2] == [kind, method] and "failed" not in row]
+
+
+def _told(rows: dict[str, Any], kind: str, method: str) -> str:
+    """A cell: the seeds that came to an end, and how many did not."""
+    lost = sum(arm.split()[:2] == [kind, method] and "failed" in row for arm, row in rows.items())
+    return "; ".join([*filter(None, [seeds_said(_seeds(rows, kind, method))]), *([f"{lost} diverged"] if lost else [])])
+
+
+def _pace(row: dict[str, Any]) -> str:
+    """How a step of ours compares with one of lightly's, where both were timed in turn."""
+    return f", a step of ours taking {row['steps']['gnothi'] / row['steps']['lightly']:.2f} of one of lightly's" if "steps" in row else ""
 
 
 def _mean(rows: list[dict[str, Any]], key: str = "value") -> float:
@@ -126,7 +141,24 @@ def first_hour() -> str:
     found = results("first_hour")
     parts = [f"```text\n$ {c['command']}\n" + "\n".join(c["output"]) + f"\n```\n{_took(c)}" for c in found.get("commands", [])]
     total = sum(c["seconds"] for c in found.get("commands", []))
-    return "\n\n".join([*parts, f"In all {total / 60:.0f} minutes on {found['cores']} cores."]) if parts else "Not run yet."
+    return "\n\n".join([*parts, f"In all {total / 60:.0f} minutes on {found['cores']} cores."]) if parts else NOT_YET
+
+
+def hour_learned() -> str:
+    """What the first hour's two tables say, in words."""
+    said = [line for c in results("first_hour").get("commands", []) for line in c["output"]]
+    rows = [m.groups() for line in said if (m := re.match(r"(\S+) +(knn|linear) +(0\.\d+) .*?(?:([+-]\S+) \((\S+) to (\S+)\))?$", line))]
+    of = {(encoder.removeprefix("runs/"), metric): rest for encoder, metric, *rest in rows}
+    if not of:
+        return NOT_YET
+    knn, linear = ([of[name, metric][0] for name in ("mine", "mine@untrained", "colour")] for metric in ("knn", "linear"))
+    joined, by, low, high = of["with-colour", "linear"]
+    apart = "better than" if float(low) > 0 else "worse than" if float(high) < 0 else "not told apart from"
+    return (
+        f"By k-NN the trained network has {knn[0]} of the test images right, the untrained one {knn[1]} and histograms of colour {knn[2]}; "
+        f"by a linear classifier it is {linear[0]}, {linear[1]} and {linear[2]}. "
+        f"Joined with the histograms it comes to {joined}, {apart} the network alone ({by}, {low} to {high})."
+    )
 
 
 def _took(command: dict[str, Any]) -> str:
@@ -142,12 +174,12 @@ def step() -> str:
         shares = " | ".join(f"{r[k] / r['real']:.2f}" if k in r else "" for k in ("views", "forward", "backward"))
         about = f"| {name} | {r.get('precision') or ''} | {r['batch'] / r['real']:.0f} | {r['bare'] / r['real']:.3f}"
         lines.append(f"{about} | {shares} | {r['memory'] / 2**20:.0f} MiB |")
-    return "\n".join(lines) if rows else "Not run yet."
+    return "\n".join(lines) if rows else NOT_YET
 
 
 def search() -> str:
     rows = results("search", "benchmarks")
-    return "\n".join(["| measure | value |", "|---|---|", *(f"| {k} | {v:g} |" for k, v in rows.items())]) if rows else "Not run yet."
+    return "\n".join(["| measure | value |", "|---|---|", *(f"| {k} | {v:g} |" for k, v in rows.items())]) if rows else NOT_YET
 
 
 def growth() -> str:
@@ -157,7 +189,7 @@ def growth() -> str:
         crops, batch = 2 + r.get("local", 0), r.get("batch", 128)
         about = f"| {r['grows']} | {r['n']:,} | {crops} | {batch} | {r['first step']:.1f} s | {r['step']:.3f} s | {r['images/s']:.0f} |"
         lines.append(f"{about} {r['memory'] / 2**20:.0f} MiB |")
-    return "\n".join(lines) if rows else "Not run yet."
+    return "\n".join(lines) if rows else NOT_YET
 
 
 # ---- auxiliaries and clusters --------------------------------------------------------------------
@@ -174,7 +206,7 @@ def auxiliaries() -> str:
             about = f"x {times:.2f} | x {counted:.2f} | {more:+.0f} MiB"
         lines.append(f"| {r['method']} | {r['beside']} | {about} |")
     sizes = sorted({f"{r['backbone']}, {r['batch']} images a batch, {r['device'] or 'one core'}" for r in rows.values()})
-    return "\n".join([*lines, "", f"Measured with {'; '.join(sizes)}."]) if rows else "Not run yet."
+    return "\n".join([*lines, "", f"Measured with {'; '.join(sizes)}."]) if rows else NOT_YET
 
 
 def local_memory() -> str:
@@ -184,14 +216,14 @@ def local_memory() -> str:
         plain = f"{r['plain'] / 2**30:.2f} GiB" if "plain" in r else ""
         sizes = f"{r['logits'] / 2**30:.2f} GiB | {r['streamed'] / 2**30:.2f} GiB | {r['streamed'] / r['logits']:.2f}"
         lines.append(f"| {r['prototypes']:,} | {r['tokens']:,} | {sizes} | {plain} |")
-    return "\n".join(lines) if rows else "Not run yet."
+    return "\n".join(lines) if rows else NOT_YET
 
 
 def clusters() -> str:
     """Measured, and in words what as many rows as ImageNet has would take: the passes grow with the rows, all else stays."""
     rows = results("clusters", "benchmarks")
     if not rows:
-        return "Not run yet."
+        return NOT_YET
     lines = ["| rows | numbers each | clusters | held | passes | k-means | a pass | memory |", "|---|---|---|---|---|---|---|---|"]
     for r in rows:
         sizes = f"| {r['rows']:,} | {r['width']:,} | {r['clusters']:,} | {r['used']:,} | {r['passes']}"
@@ -206,7 +238,7 @@ def clusters() -> str:
 def memory() -> str:
     found = results("memory", "benchmarks")
     if not found:
-        return "Not run yet."
+        return NOT_YET
     shown = {part: found["MiB"][part] for part in ("10%", "25%", "50%", "75%", "100%")}
     rows = [f"| {part} | {seen['training']:.0f} MiB | {seen['loaders']:.0f} MiB |" for part, seen in shown.items()]
     return "\n".join(["| of the epoch | main process | loader process |", "|---|---|---|", *rows])
@@ -216,7 +248,7 @@ def hour() -> str:
     """What an hour of training gains."""
     found = results("hour", "benchmarks")
     if not found:
-        return "Not run yet."
+        return NOT_YET
     units = {
         "memory": "MiB of memory",
         "files": "open files",
@@ -239,6 +271,7 @@ def hour() -> str:
 TABLES: tuple[Callable[[], str], ...] = (
     demo,
     first_hour,
+    hour_learned,
     photos_methods,
     cifar,
     cifar_time,

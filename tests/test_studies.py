@@ -85,7 +85,9 @@ def test_the_best_set_of_three_seeds_on_other_training_images_goes_to_other_size
     assert all("correct" not in r for call in study.found.values() for r in call["runs"])
     with np.load(calls[0]["data"]) as packed:
         assert packed["val_images"][:, 0, 0].tolist() == [20 * c + i for c in range(10) for i in range(10, 15)]
-        assert not set(packed["train_images"][:, 0, 0]) & set(packed["val_images"][:, 0, 0])
+    studies.write_images(data, data / "all.npz", 200, 20, asking=True)
+    with np.load(data / "all.npz") as packed:
+        assert packed["train_images"][:, 0, 0].tolist() == [20 * c + i for c in range(10) for i in range(20) if not 10 <= i < 15]
 
 
 def test_where_no_set_is_better_than_none_the_method_alone_is_compared_once(

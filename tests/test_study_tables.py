@@ -60,8 +60,8 @@ def rows(text: str) -> list[list[str]]:
 
 def test_what_was_not_run_says_so(made: Any) -> None:
     tables, studies, _ = made
-    assert {study() for study in studies.STUDIES} == {"Not run yet."}
-    assert {table() for table in (tables.auxiliaries, tables.local_memory, tables.clusters)} == {"Not run yet."}
+    assert {study() for study in studies.STUDIES} == {tables.NOT_YET}
+    assert {table() for table in (tables.auxiliaries, tables.local_memory, tables.clusters)} == {tables.NOT_YET}
 
 
 def test_arms_stand_with_their_difference_to_the_method_alone(made: Any) -> None:
@@ -90,6 +90,45 @@ def test_blocks_and_matches_are_means_over_seeds(made: Any) -> None:
     assert rows(studies.local_study().split("\n\n")[1])[1][2:] == ["0.80", "0.15", "0.25", "0.35", "0.45", "0.50", ""]
 
 
+def test_blocks_stand_with_their_difference_to_the_first_arm_s(made: Any) -> None:
+    """Three seeds have a t-interval (the quantile of two degrees of freedom is 4.303), one keeps its own over images."""
+    _, studies, write = made
+    base, more = ({"arm": arm, "features": "final", "block": 0} for arm in ("simclr", "simclr+layers"))
+    less = [{**more, "seed": s, "value": 0.5, "paired": {"value": v, "low": -1, "high": 1}} for s, v in enumerate((0.01, 0.02, 0.03))]
+    write("study_layers", {"simclr": {**CALL, "blocks": [*({**base, "seed": s, "value": 0.4} for s in range(3)), *less], "far": less[1:2]}})
+    near, far = (rows(text) for text in studies.layers_study().split("\n\n")[2::2])
+    assert near[1:] == [["simclr", "simclr", "final", "0.400"], ["simclr", "simclr+layers", "final", "0.500"], near[3]]
+    half = 4.302653 * 0.01 / 3**0.5
+    assert near[3] == ["", "minus the first arm", "final", f"+0.020 ({0.02 - half:+.3f} to {0.02 + half:+.3f})"]
+    assert far[2][3] == "+0.020 (-1.000 to +1.000)"
+
+
+def test_curves_of_ten_looks_stand_where_they_say(made: Any) -> None:
+    _, studies, write = made
+    along = [{"epoch": i, "seconds": 10.0 * i, "value": i / 10} for i in range(1, 11)]
+    write("study_rotation", {"simclr": {**CALL, "table": CALL["table"][:1], "runs": [{"arm": "dino", "seed": 0, "along": along}]}})
+    head, row = rows(studies.rotation_study().split("\n\n")[1])
+    assert head[2:6] == ["20% of the run", "50% of the run", "80% of the run", "100% of the run"]
+    assert row[2:6] == ["0.200 at 20 s", "0.500 at 50 s", "0.800 at 80 s", "1.000 at 100 s"]
+
+
+def test_a_size_is_decided_by_images_that_did_not_train(made: Any) -> None:
+    """Of both methods together, on equal epochs and in equal time apart."""
+    _, studies, write = made
+
+    def call(**values: float) -> dict[str, Any]:
+        return {**CALL, "asking": [{"arm": a.replace("_", "+"), "seed": s, "value": v + 0.1 * s} for a, v in values.items() for s in (0, 1)]}
+
+    found = {"all sets": call(byol=0.2, byol_local=0.1), "best on 2,000 images, byol": call(byol=0.3, byol_local=0.25)}
+    found |= {"best on 2,000 images, byol in equal time": call(byol=0.5), "best on 2,000 images, simclr": call(simclr=0.4)}
+    write("study_together", found)
+    assert rows(studies.together_study().split("\n\n")[2])[1:] == [
+        ["all sets", "byol", "0.250", "byol+local 0.150"],
+        ["best on 2,000 images", "simclr", "0.450", "byol 0.350, byol+local 0.300"],
+        ["best on 2,000 images in equal time", "byol", "0.550", ""],
+    ]
+
+
 def test_students_stand_by_pretext_task_with_their_blocks(made: Any) -> None:
     _, studies, write = made
     shared = {"low": 0.1, "high": 0.9, "seed": 0}
@@ -98,7 +137,7 @@ def test_students_stand_by_pretext_task_with_their_blocks(made: Any) -> None:
     write("transfer_jigsaw", found)
     text = studies.transfer_study()
     assert rows(text)[1] == ["jigsaw", "clusters", "1", "0.500 (0.100 to 0.900)", "0.600 (0.100 to 0.900)"]
-    assert rows(text)[3] == ["jigsaw", "clusters", "pooled", "0.000", "0.200"]
+    assert rows(text)[3] == ["jigsaw", "clusters", "pooled", "0.000", "0.200"] and len(rows(text)) == 4
 
 
 def test_costs_are_said_over_the_method_alone(made: Any) -> None:
@@ -150,4 +189,10 @@ def test_methods_stand_beside_lightly_s_and_what_did_not_run_is_left_open(made: 
         "simclr", "0.400 (0.390 to 0.410)", ours, "+0.110", "0.550 (0.540 to 0.560)", "+0.150", "0.500 / 0.610 / 0.650", "healthy, weak"
     ]  # fmt: skip
     assert byol == ["byol", "0.300 (0.290 to 0.310)", "", "", "", "", "0.400 / – / –", ""]
+    paced = {"time simclr 0": {**found["time simclr 0"], "steps": {"gnothi": 0.2, "lightly": 0.4}}, "time simclr 1": {"failed": "nan"}}
+    write("cifar_methods", {**found, **paced, "lightly vicreg 0": {"failed": "nan"}})
+    assert rows(tables.cifar())[2][:3] == ["vicreg", "1 diverged", ""]
+    last = "0.350 (0.340 to 0.360); 1 diverged; 10 epochs, a step of ours taking 0.50 of one of lightly's"
+    assert rows(tables.cifar_time())[1][2] == last
+    write("cifar_methods", found)
     assert rows(tables.cifar_time())[1:] == [["simclr", "200 / 100 / 190", "0.350 (0.340 to 0.360); 10 epochs", ours, "+0.160"]]
