@@ -214,7 +214,7 @@ def test_a_source_survives_pickling_and_its_fingerprint_follows_the_cut(tmp_path
     assert len(prints) == 3 and source.fingerprint() in prints
 
 
-@pytest.mark.parametrize("cases", [range(150), pytest.param(range(150, 3000), marks=pytest.mark.slow)], ids=["150", "3000"])
+@pytest.mark.parametrize("cases", [150, pytest.param(3000, marks=pytest.mark.slow)])
 def test_a_file_that_was_spoilt_at_random_gives_pixels_or_one_line(tmp_path, cases):
     how = ({"tile": (32, 32), "compression": "zlib"}, {"rowsperstrip": 9, "compression": "lzw"}, {}, {"tile": (32, 32), "compression": "jpeg"})
     wholes = []
@@ -223,7 +223,7 @@ def test_a_file_that_was_spoilt_at_random_gives_pixels_or_one_line(tmp_path, cas
         wholes.append((tmp_path / f"{i}.tif").read_bytes())
         (tmp_path / f"{i}.tif").unlink()
     read = refused = 0
-    for case in cases:
+    for case in range(cases):
         random, data = generator(2, "spoilt", case), bytearray(wholes[case % 4])
         for _ in range(1 + case % 3):  # mostly where the tags are, in the first 300 bytes and behind the last pixel
             at = int(torch.randint(300 if case % 5 else len(data), (), generator=random))
@@ -239,7 +239,7 @@ def test_a_file_that_was_spoilt_at_random_gives_pixels_or_one_line(tmp_path, cas
             refused += 1
             assert len(str(error).splitlines()) == 1 and f"{case}.tif" in str(error), case
         path.unlink()
-    assert read > len(cases) // 10 and refused > len(cases) // 10
+    assert read > cases // 10 and refused > cases // 10
 
 
 # ---- larger than memory --------------------------------------------------------------------------
