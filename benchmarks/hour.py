@@ -1,10 +1,12 @@
 """Whether an hour of training grows: memory, open files, threads and the time of a step, sampled from outside.
 
-    python -m benchmarks.hour [--minutes N] [--every SECONDS]
+    python -m benchmarks.hour [--minutes N] [--every SECONDS] [--turns N]
 
-Trains SimCLR on a micro ResNet from a folder of 4,000 JPEGs of 32 px, with a loader process, checkpoints, health and k-NN along the way, and stops
-it by Ctrl-C. Writes benchmarks/results/hour.json: each sample, and what each quantity gains in an hour by a line through the samples after the
-first five minutes, with a 95 % interval (errors of neighbouring samples are alike, so the interval is that of the means of five-minute blocks).
+Trains SimCLR on a micro ResNet from a folder of 4,000 JPEGs of 32 px, with a loader process, checkpoints, health and k-NN along the way. What memory,
+files and threads gain in an hour is a line through the samples after the first five minutes, with a 95 % interval (errors of neighbouring samples are
+alike, so the interval is that of the means of five-minute blocks). What else the machine does in an hour changes the time of a step; so that is
+compared at the end: a second run of the same kind begins, and the two take turns of some steps, one stopped while the other goes on. Then both are
+ended by Ctrl-C. Writes benchmarks/results/hour.json.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ WARM = 300
 """Seconds before the line begins: caches fill, the first checkpoint and the first evaluation take place."""
 BLOCK = 300
 TICKS = os.sysconf("SC_CLK_TCK")
+LINES, WARM_LINES = 4, 12
+"""Lines of metrics, of ten steps each, in a turn, and before the first."""
 SETTINGS = ("training.epochs=1000000", "training.batch=128", "views.size=32", "training.evaluate_every=5 epochs", "training.health_every=1 epochs")
+SETTINGS += ("training.log_every=10 steps", "training.checkpoint_every=2 epochs", "training.threads=1", "training.workers=1")
 
 
 def write_folder(folder: Path) -> None:
@@ -85,16 +90,14 @@ def watched(pid: int, metrics: Path, seconds: float, every: float) -> Iterator[d
 
 
 def rates(samples: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Blocks of five minutes after the first: means, and milliseconds of a step by the clock and by the processor."""
+    """Means of blocks of five minutes after the first."""
     blocks: dict[int, list[dict[str, float]]] = {}
     for one in samples:
         if one["seconds"] >= WARM:
             blocks.setdefault(int(one["seconds"] // BLOCK), []).append(one)
     found = []
-    for block in (b for b in blocks.values() if b[-1]["step"] > b[0]["step"]):
-        steps = (block[-1]["step"] - block[0]["step"]) / 1000
-        times = {f"{word} step": (block[-1][key] - block[0][key]) / steps for word, key in (("clock", "trained"), ("processor", "processor"))}
-        found.append({"hours": float(np.mean([b["seconds"] for b in block])) / 3600, **times})
+    for block in blocks.values():
+        found.append({"hours": float(np.mean([b["seconds"] for b in block])) / 3600})
         found[-1] |= {key: float(np.mean([b[key] for b in block])) for key in ("memory", "files", "threads")}
     return found
 
@@ -109,6 +112,76 @@ def growth(blocks: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
+class Trainer:
+    """A run in a process of its own, that can be held and let go on."""
+
+    def __init__(self, images: Path, out: Path) -> None:
+        command = [sys.executable, "-m", "gnothi", "train", str(images), "--method", "simclr", "--backbone", "micro-resnet", "--out", str(out)]
+        command += [word for setting in SETTINGS for word in ("--set", setting)]
+        self.metrics = out / "metrics.jsonl"
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.tell(signal.SIGKILL)
+            self.process.wait()
+
+    def tell(self, signum: signal.Signals) -> None:
+        """Hold the run and all that it started by SIGSTOP, let them go on by SIGCONT, or end them."""
+        for process in family(self.process.pid):
+            os.kill(int(process.name), signum)
+
+    def next_line(self) -> int:
+        """Wait for a line of metrics that is not there yet; its step."""
+        before = (newest(self.metrics) or {"step": 0})["step"]
+        while (now := (newest(self.metrics) or {"step": 0})["step"]) == before:
+            if self.process.poll() is not None:
+                raise SystemExit(f"training ended by itself with code {self.process.returncode}")
+            time.sleep(0.01)
+        return int(now)
+
+    def turn(self, lines: int) -> dict[str, float]:
+        """Go on for so many lines of metrics: milliseconds of a step by the clock and by the processor."""
+        self.tell(signal.SIGCONT)
+        first, began, worked = self.next_line(), time.perf_counter(), sample(self.process.pid)["processor"]
+        last = [self.next_line() for _ in range(lines)][-1]
+        took, worked = time.perf_counter() - began, sample(self.process.pid)["processor"] - worked
+        self.tell(signal.SIGSTOP)
+        return {"clock": 1000 * took / (last - first), "processor": 1000 * worked / (last - first)}
+
+    def end(self) -> int:
+        """End it by Ctrl-C; the exit code."""
+        self.tell(signal.SIGCONT)
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait()
+
+
+def compared(old: list[dict[str, float]], fresh: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """How many times as long as a fresh run's a step of an old one takes, with a 95 % interval of the turns' geometric mean."""
+    found = {}
+    for word in ("clock", "processor"):
+        ratios = np.log([a[word] / b[word] for a, b in zip(old, fresh, strict=True)])
+        half = stats.t.ppf(0.975, len(ratios) - 1) * stats.sem(ratios)
+        ends = {"ratio": ratios.mean(), "low": ratios.mean() - half, "high": ratios.mean() + half}
+        found[word] = {key: float(np.exp(value)) for key, value in ends.items()}
+    return found
+
+
+def in_turn(old: Trainer, fresh: Trainer, turns: int) -> dict[str, Any]:
+    """Both runs, turn by turn, each first in every other pair; the fresh one has had time to settle."""
+    old.tell(signal.SIGSTOP)
+    fresh.turn(WARM_LINES)
+    taken: dict[str, list[dict[str, float]]] = {"old": [], "fresh": []}
+    for i in range(turns):
+        for name in ("old", "fresh") if i % 2 else ("fresh", "old"):
+            taken[name].append(rounded((old if name == "old" else fresh).turn(LINES)))
+        print(f"turn {i + 1} of {turns}: old {taken['old'][-1]}, fresh {taken['fresh'][-1]}", flush=True)
+    return {**{word: rounded(r) for word, r in compared(taken["old"], taken["fresh"]).items()}, "turns": taken}
+
+
 def rounded(found: dict[str, Any]) -> dict[str, Any]:
     """All numbers to five significant places."""
     return {key: rounded(value) if isinstance(value, dict) else float(f"{value:.5g}") for key, value in found.items()}
@@ -118,31 +191,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=65, help="an hour after the first five minutes")
     parser.add_argument("--every", type=float, default=15, metavar="SECONDS")
+    parser.add_argument("--turns", type=int, default=16, metavar="N", help="turns of the hour-old run and a fresh one")
     given = parser.parse_args()
     samples: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         write_folder(Path(folder) / "images")
-        run = Path(folder) / "run"
-        command = [sys.executable, "-m", "gnothi", "train", f"{folder}/images", "--method", "simclr", "--backbone", "micro-resnet", "--out", str(run)]
-        command += [
-            word for setting in (*SETTINGS, "training.log_every=10 steps", "training.checkpoint_every=2 epochs") for word in ("--set", setting)
-        ]
-        command += ["--set", "training.threads=1", "--set", "training.workers=1"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
-            for one in watched(training.pid, run / "metrics.jsonl", 60 * given.minutes, given.every):
+        with Trainer(Path(folder) / "images", Path(folder) / "run") as old:
+            for one in watched(old.process.pid, old.metrics, 60 * given.minutes, given.every):
                 samples.append(one)
                 print("  ".join(f"{key} {value:.4g}" for key, value in one.items()), flush=True)
-            training.send_signal(signal.SIGINT)
-        epochs, blocks = (newest(run / "metrics.jsonl") or {}).get("epoch"), rates(samples)
-    found = {
-        "minutes": given.minutes,
-        "epochs": epochs,
-        "ended": training.returncode,
-        "growth": rounded(growth(blocks)),
-        "blocks": [rounded(b) for b in blocks],
-    }
+            epochs = (newest(old.metrics) or {}).get("epoch")
+            with Trainer(Path(folder) / "images", Path(folder) / "fresh") as fresh:
+                steps = in_turn(old, fresh, given.turns)
+                ended = [old.end(), fresh.end()]
+    blocks = rates(samples)
+    about = {"minutes": given.minutes, "epochs": epochs, "ended": ended}
+    found = {**about, "growth": rounded(growth(blocks)), "step": steps, "blocks": [rounded(b) for b in blocks]}
     write_text(RESULTS, json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found["growth"], indent=1))
+    print(json.dumps({"growth": found["growth"], "step": {k: v for k, v in steps.items() if k != "turns"}}, indent=1))
 
 
 if __name__ == "__main__":

@@ -21,20 +21,23 @@ def alone(svg: str) -> str:
 
 def hour_memory() -> str:
     """Memory over the hour."""
-    return _hour("memory", "Memory of all processes in MiB during an hour of training")
-
-
-def hour_step() -> str:
-    """Time of a step over the hour."""
-    return _hour("processor step", "Processor milliseconds of a step during an hour of training")
-
-
-def _hour(key: str, label: str) -> str:
     blocks = results("hour", "benchmarks").get("blocks", [])
     if not blocks:
         return ""
-    minutes = [60 * b["hours"] for b in blocks]
-    return alone(line_chart(minutes, [Curve(key, [b[key] for b in blocks])], x_name="minutes", label=label, zero=True))
+    label = "Memory of all processes in MiB during an hour of training"
+    return alone(
+        line_chart([60 * b["hours"] for b in blocks], [Curve("memory", [b["memory"] for b in blocks])], x_name="minutes", label=label, zero=True)
+    )
+
+
+def hour_step() -> str:
+    """A step of a run that is an hour old, and of a fresh one, by turns."""
+    turns = results("hour", "benchmarks").get("step", {}).get("turns", {})
+    if not turns:
+        return ""
+    curves = [Curve(f"{name} run", [turn["clock"] for turn in found]) for name, found in turns.items()]
+    numbers = [float(i) for i in range(1, len(curves[0].y) + 1)]
+    return alone(line_chart(numbers, curves, x_name="turn", label="Milliseconds of a step after an hour of training, and of a fresh run", zero=True))
 
 
 PICTURES: tuple[Callable[[], str], ...] = (hour_memory, hour_step)

@@ -244,28 +244,29 @@ def memory() -> str:
     return "\n".join(["| of the epoch | main process | loader process |", "|---|---|---|", *rows])
 
 
+STEP_TIMES = {"clock": "by the clock", "processor": "by the processor"}
+
+
 def hour() -> str:
     """What an hour of training gains."""
     found = results("hour", "benchmarks")
     if not found:
         return NOT_YET
-    units = {
-        "memory": "MiB of memory",
-        "files": "open files",
-        "threads": "threads",
-        "processor step": "processor ms a step",
-        "clock step": "ms a step",
-    }
+    units = {"memory": "MiB of memory", "files": "open files", "threads": "threads"}
     lines = ["| all processes together | mean | gained in an hour (95 % interval) |", "|---|---|---|"]
     for key, name in units.items():
         row = found["growth"][key]
         lines.append(f"| {name} | {row['mean']:.1f} | {row['an hour']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}) |")
     about = f"{found['epochs']:,.0f} epochs in {found['minutes']:.0f} minutes; the first five are not counted."
+    step = found["step"]
+    rows = [f"| {name} | {step[key]['ratio']:.3f} ({step[key]['low']:.3f} to {step[key]['high']:.3f}) |" for key, name in STEP_TIMES.items()]
+    turns = f"Over {len(step['turns']['old'])} turns each, after these minutes:"
+    ratios = [turns, "", "| a step of the old run, of one of a fresh run | ratio (95 % interval) |", "|---|---|", *rows]
     charts = [
         "![MiB of memory over the minutes](images/hour_memory.svg)",
-        "![Processor milliseconds of a step over the minutes](images/hour_step.svg)",
+        "![Milliseconds of a step of both runs, turn by turn](images/hour_step.svg)",
     ]
-    return "\n".join([*lines, "", about, "", *charts])
+    return "\n".join([*lines, "", about, "", *ratios, "", *charts])
 
 
 TABLES: tuple[Callable[[], str], ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -79,7 +80,7 @@ def test_four_small_crops_cost_as_many_pixels(counted: dict[str, int]) -> None:
 
 # ---- an hour of training -------------------------------------------------------------------------
 def test_what_grows_in_an_hour_is_found_with_its_rate_and_what_does_not_is_not() -> None:
-    """Made samples: 30 MiB and 2 files an hour more, 100 ms a step by the clock and 150 by the processor, noise on the memory; the start is dear."""
+    """Made samples: 30 MiB and 2 files an hour more, noise on the memory; the start is dear."""
     from benchmarks.hour import growth, rates
 
     noise, samples = torch.randn(400, generator=generator(0, "noise")).tolist(), []
@@ -90,8 +91,45 @@ def test_what_grows_in_an_hour_is_found_with_its_rate_and_what_does_not_is_not()
     found = growth(rates(samples))
     assert abs(found["memory"]["an hour"] - 30) < 2 and found["memory"]["low"] < 30 < found["memory"]["high"]
     assert abs(found["files"]["an hour"] - 2) < 1e-6 and abs(found["threads"]["an hour"]) < 1e-9
-    assert abs(found["clock step"]["mean"] - 100) < 1e-6 and abs(found["processor step"]["mean"] - 150) < 1e-6
-    assert abs(found["clock step"]["an hour"]) < 1e-6
+
+
+def test_a_step_that_grew_is_told_from_one_that_did_not_while_the_machine_slows_down() -> None:
+    """Turns of two runs on a machine that takes ever longer; the old run's steps take 3 % longer by the clock, and as long by the processor."""
+    from benchmarks.hour import compared
+
+    noise = (0.01 * torch.randn(4, 16, generator=generator(2, "noise"))).exp().tolist()
+    slower = [1 + i / 4 for i in range(16)]
+    old, fresh = (
+        [{"clock": 300 * grown * s * a, "processor": 500 * s * b} for s, a, b in zip(slower, *noise[2 * i : 2 * i + 2], strict=True)]
+        for i, grown in enumerate((1.03, 1.0))
+    )
+    found = compared(old, fresh)
+    assert found["clock"]["low"] > 1 and found["clock"]["low"] < 1.03 < found["clock"]["high"] and abs(found["clock"]["ratio"] - 1.03) < 0.01
+    assert found["processor"]["low"] < 1 < found["processor"]["high"]
+
+
+def test_a_run_that_is_held_does_nothing_until_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import hour
+
+    code = """
+import json, pathlib, sys, time
+path = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])
+path.mkdir()
+with (path / 'metrics.jsonl').open('w') as file:
+    for step in range(100000):
+        print(json.dumps({'kind': 'train', 'step': 10 * step}), file=file, flush=True)
+        time.sleep(0.02)
+"""
+    popen = subprocess.Popen
+    monkeypatch.setattr(hour.subprocess, "Popen", lambda command, **more: popen([sys.executable, "-c", code, *command[4:]], **more))
+    with hour.Trainer(tmp_path, tmp_path / "run") as run:
+        took = run.turn(5)
+        assert 1 < took["clock"] < 20  # 2 ms where nothing else takes time
+        held = hour.newest(run.metrics)
+        time.sleep(0.3)
+        assert hour.newest(run.metrics) == held
+        assert run.turn(2)["clock"] > 1 and hour.newest(run.metrics)["step"] >= held["step"] + 30
+    assert run.process.returncode == -signal.SIGKILL
 
 
 def test_a_sample_counts_a_process_and_what_it_started() -> None:
