@@ -14,7 +14,7 @@ WHAT_FOR = {
     "onnx": "ONNX files of `gnothi export`",
     "tensorboard": "`training.tensorboard`",
     "wandb": "`training.wandb`",
-    "detect": "`gnothi evaluate detect`",
+    "detect": "tests that hold `gnothi evaluate detect` to pycocotools",
     "test": "`make test`",
     "check": "`make check`",
     "docs": "`make docs`",

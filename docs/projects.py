@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tables import ROOT, interval, results
+from tables import NOT_YET, ROOT, interval, results
 
 Row = dict[str, Any]
 PROJECTS = ("blood_cells", "flowers", "fashion", "microscopy", "microscopy_raw")
@@ -18,7 +18,7 @@ def project(name: str) -> Callable[[], str]:
     file = ROOT / "examples" / "results" / f"{name}.json"
 
     def write() -> str:
-        return told(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else "Not run yet."
+        return told(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else NOT_YET
 
     write.__name__ = name
     return write
@@ -26,7 +26,7 @@ def project(name: str) -> Callable[[], str]:
 
 def told(found: dict[str, Any]) -> str:
     rows, run, images = found["results"], found["run"], found["data"]
-    lines = ["| encoder | k-NN | linear | linear, less trained |", "|---|---|---|---|"]
+    lines = ["| encoder | k-NN | linear | linear, minus the trained one's |", "|---|---|---|---|"]
     for encoder in dict.fromkeys(r["encoder"] for r in rows):
         of = {r["metric"]: r for r in rows if r["encoder"] == encoder}
         lines.append(f"| {encoder} | {interval(of.get('knn'))} | {interval(of['linear'])} | {difference(of['linear'])} |")
@@ -34,7 +34,7 @@ def told(found: dict[str, Any]) -> str:
     trained = f"{run['method']} on {run['backbone']} learned from {run['n']:,} images (the first is {shape}, {images['train']['dtype']})"
     spent = f" by the clock, {run['processor'] / 60:.1f} of processor time" if run["processor"] else " by the clock"
     length = f"{run['asked']['training']['epochs']:g} epochs, {run['steps']:,} steps of {run['size']} px, {run['seconds'] / 60:.1f} minutes{spent}"
-    asked = f"{rows[0]['n']:,} others of {kinds} classes were asked. 95 % intervals over test images, one seed, last epoch."
+    asked = f"Tested on {rows[0]['n']:,} other images of {kinds} classes. 95 % intervals over test images, one seed, last epoch."
     about = f"{trained} for {length}; verdict: {run['verdict']}. {asked}"
     return "\n".join([*lines, "", about, "", *(f"- {apart(metric, rows)}" for metric in METRICS)])
 
@@ -69,7 +69,7 @@ def peers_times() -> str:
     """An epoch of whole processes, and what each leaves."""
     found = results("peers")
     if not found.get("timed"):
-        return "Not run yet."
+        return NOT_YET
     lines = ["| way | an epoch | files it leaves |", "|---|---|---|"]
     lines += [f"| {ROUTES[name]} | {row['seconds']:.0f} s | {len(row['left'])} |" for name, row in found["timed"].items()]
     loads = [row["load"] for row in found["timed"].values()]
@@ -81,16 +81,16 @@ def peers_lines() -> str:
     """Statements to write, counted in the files that are quoted."""
     found = results("peers")
     if not found:
-        return "Not run yet."
+        return NOT_YET
     lines = found["lines"]
-    return f"Lines of Python, counted as statements: {lines['lightly']} in the script with lightly, {lines['gnothi']} in the README's block."
+    return f"Lines of Python, counted as statements: {lines['lightly']} in the script with lightly, {lines['gnothi']} in the block here."
 
 
 def peers_hour() -> str:
     """How many commands the first hour has here, and how long they took."""
     found = results("first_hour")
     if not found:
-        return "Not run yet."
+        return NOT_YET
     minutes = [c["seconds"] / 60 for c in found["commands"]]
     learning = sum(m for m, c in zip(minutes, found["commands"], strict=True) if c["command"].startswith("gnothi train"))
     return f"{len(minutes)} commands and {sum(minutes):.0f} minutes in all, {learning:.0f} of them training, on {found['cores']} cores."

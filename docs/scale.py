@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tables import results
+from tables import NOT_YET, results
 
 from gnothi.forecast import Demand, Forecast, Limit, Plan, Rack, Rates, Study, forecast, limits, transformer
 
@@ -78,7 +78,7 @@ def planned() -> str:
     """Predicted over taken, a row a network, size and number of processes."""
     found = results("plan", "benchmarks")
     if not found:
-        return "Not run yet."
+        return NOT_YET
     lines = [
         "| network | crops | processes | step, taken | step, predicted | ratio | memory, taken | predicted | ratio |",
         "|---|---|---|---|---|---|---|---|---|",

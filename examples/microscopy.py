@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         seen = images if given.as_they_come else levelled(images)
         arrays |= {f"{split}_images": seen.numpy(), f"{split}_labels": labels.numpy(), f"{split}_groups": groups}
     np.savez(file, **arrays)
-    study(name, f"{file}@train", f"{file}@test", given, SETTINGS, {"means of the channels": means})
+    study(name, f"{file}@train", f"{file}@test", given, SETTINGS, {"means of the channels before levelling": means})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import runpy
@@ -83,6 +84,7 @@ def prepare() -> None:
     for name in ("x", "a", "base", "sdssl", "dino"):
         shutil.copytree("runs/mine", f"runs/{name}")
     assert gnothi("ensemble", "fit", "runs/a", "runs/b", "--data", "my-images", "--out", "runs/together").code == 0
+    Path("knn.json").write_text(gnothi("evaluate", "knn", "runs/mine", "pixels", "--data", "my-images", "--json").out)
     for ending in ("parquet", "npz", "safetensors"):
         assert gnothi("embed", "runs/mine", "my-images", "--out", f"features.{ending}").code == 0
 
@@ -144,7 +146,10 @@ def runnable() -> list[Any]:
 @pytest.mark.parametrize(("page", "line"), runnable())
 def test_commands_of_the_documents_run(page: str, line: str, work: Path) -> None:
     make_room(line)
-    done = gnothi(*shlex.split(here(line), comments=True)[1:])
+    command, _, kept = here(line).partition(" > ")
+    done = gnothi(*shlex.split(command, comments=True)[1:])
+    if kept:
+        json.loads(done.out)
     assert done.code == 0, f"{page}: {line}\n{done.err}"
 
 
@@ -157,6 +162,7 @@ def test_every_command_that_is_not_run_is_there() -> None:
 OTHERS = {
     "make": lambda words: all(re.search(rf"^{w}:", (ROOT / "Makefile").read_text(), re.M) for w in words),
     "pip": lambda words: words[0] == "install",
+    "python3": lambda words: words[:2] == ["-m", "venv"],
     "python": lambda words: (ROOT / (words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0])).is_file(),
     "pytest": lambda words: (ROOT / words[-1]).exists(),
 }
