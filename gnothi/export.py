@@ -26,6 +26,7 @@ from gnothi.encoders.network import NetworkEncoder
 from gnothi.ensemble.fitted import EnsembleEncoder
 from gnothi.ensemble.fitted import write as write_ensemble
 from gnothi.ensemble.graph import Combined
+from gnothi.files import replace_folder
 from gnothi.models.backbone import BackboneSpec, TimmForm, timm_form
 from gnothi.models.weights import weights
 from gnothi.training import twice
@@ -148,9 +149,7 @@ def _settle(folder: Path, to: Path, aside: Path) -> None:
     for path in (p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-    if to.exists():
-        to.rename(aside)
-    folder.rename(to)
+    replace_folder(folder, to, aside)
 
 
 def _onnx_possible(asked: bool | None) -> bool:

@@ -1,7 +1,9 @@
 """Exports: what they hold, who can read them, and what is refused."""
 
+import ctypes
 import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from gnothi.data import ArraySource
 from gnothi.encoders import load
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.export import Preprocessed, export, input_type
+from gnothi.files import replace_folder
 from gnothi.models.backbone import BackboneSpec, adopt, build
 from gnothi.randomness import generator
 
@@ -142,6 +145,40 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         with pytest.raises(SettingError, match="--to must be a new or empty folder or an earlier export"):
             export(encoder(), to)
     assert (tmp_path / "photos" / "a.txt").read_text() == "mine"
+
+
+def folders(place):
+    for name in ("new", "to"):
+        (place / name).mkdir()
+        (place / name / "file").write_text(name)
+    return place / "new", place / "to", place / "aside"
+
+
+def together(place):
+    """Whether the system lets two folders change places at once."""
+    new, to, aside = folders(place)
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    return call is not None and call(-100, bytes(new), -100, bytes(to), 2) == 0
+
+
+def test_a_folder_that_replaces_another_takes_its_name_at_once(tmp_path, monkeypatch):
+    (tmp_path / "tried").mkdir()
+    if not together(tmp_path / "tried"):
+        pytest.skip("this system cannot let two folders change places")
+    renamed = []
+    monkeypatch.setattr(Path, "rename", lambda self, to: renamed.append(to))
+    new, to, aside = folders(tmp_path)
+    replace_folder(new, to, aside)
+    assert (to / "file").read_text() == "new" and (new / "file").read_text() == "to" and renamed == []
+
+
+def test_a_folder_is_replaced_also_where_the_system_cannot_do_it_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    new, to, aside = folders(tmp_path)
+    replace_folder(new, to, aside)
+    assert (to / "file").read_text() == "new" and (aside / "file").read_text() == "to" and not new.exists()
+    replace_folder(to, tmp_path / "free", aside)
+    assert (tmp_path / "free" / "file").read_text() == "new" and not to.exists()
 
 
 def test_missing_onnx_is_said_when_asked_for_and_left_out_when_not(tmp_path, monkeypatch):
