@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from gnothi.contracts import Step
 from gnothi.encoders import Encoder, load
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.ensemble import EnsembleEncoder
+from gnothi.pretrain import assemble
+from gnothi.recipes.resolve import resolve
 
 
 def cost(name: str) -> dict[str, float]:
@@ -35,10 +38,20 @@ def _cost(encoder: Encoder, name: str) -> dict[str, float]:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         encoder.backbone(torch.zeros(1, encoder.channels, encoder.size, encoder.size))
     found = {"parameters": sum(p.numel() for p in encoder.backbone.parameters()), "flops": counter.get_total_flops()}
-    return found | training(Path(name.partition("@")[0]))
+    return found if name.endswith("@untrained") else found | training(Path(name.partition("@")[0]))
 
 
 def training(run: Path) -> dict[str, Any]:
     """Seconds of a run's training, where it is one."""
     verdict = run / "verdict.json"
     return {"training_seconds": json.loads(verdict.read_text())["seconds"]} if verdict.exists() else {}
+
+
+def step_flops(data: str, settings: dict[str, Any]) -> float:
+    """Floating-point operations of an image of a training step, forward and back: of all its crops, through all networks."""
+    resolved = resolve(data, settings=settings)
+    learner, step = assemble(resolved, Path()), Step(0, 0, 1)
+    views = learner.objective.draw(learner.batches(0), step)
+    with FlopCounterMode(display=False) as counter:
+        learner.module(views, step)[0].backward()
+    return counter.get_total_flops() / len(views.index)

@@ -1,0 +1,161 @@
+"""The study of transfer asks for what it says: with stubs in the place of training, and of measuring."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnothi import evaluate
+
+COST = {"parameters": 9, "flops": 5, "training_seconds": 2.0}
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    from experiments import transfer
+
+    monkeypatch.setattr(transfer, "cost", lambda name: dict(COST))
+    monkeypatch.setattr(transfer, "step_flops", lambda data, settings: 30.0 if settings["method"]["name"] == "simclr" else 10.0)
+    return transfer
+
+
+@pytest.fixture
+def runs(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What was trained, in order."""
+    found: list[dict[str, Any]] = []
+
+    def left(out: Path, **asked: Any) -> None:
+        found.append({"name": out.name, "seed": int(out.parent.name[5:]), **asked})
+        out.mkdir(parents=True)
+        (out / "verdict.json").write_text("{}")
+
+    monkeypatch.setattr(module, "train", lambda data, out, **asked: left(out, **asked))
+    monkeypatch.setattr(module, "transfer", lambda teachers, data, out, **asked: left(out, teachers=teachers, **asked))
+    return found
+
+
+@pytest.fixture
+def measured(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What was measured: of ten rows the first ones right, as many as the encoder's seed and name say."""
+    found: list[tuple[str, str]] = []
+
+    def result(metric: str, encoder: str, **details: Any) -> evaluate.Result:
+        found.append((metric, encoder))
+        right = 8 if "teacher" in encoder else 4 if "direct" in encoder else 6
+        return evaluate.Result(metric, right / 10, 0.1, 0.9, 10, "so", encoder, (0,), details, np.arange(10) < right)
+
+    monkeypatch.setattr(module.evaluate, "run", lambda metric, encoders, *_, **__: [result(metric, e) for e in encoders])
+    monkeypatch.setattr(
+        module.evaluate, "layers", lambda encoders, *_, **__: [result("linear", encoders[0], block=b, features="pooled") for b in (0, 1)]
+    )
+    monkeypatch.setattr(module.evaluate, "finetune", lambda encoders, *_, **__: [result("finetune", encoders[0])])
+    return found
+
+
+def study(module: Any, folder: Path, *words: str) -> Any:
+    asked = module.parsed(["images.npz", "--out", str(folder / "runs"), "--results", str(folder), *words])
+    return module.Study(asked, "images.npz@train", "images.npz@test", 5000)
+
+
+def test_key_arms_have_every_seed_and_all_a_difference_to_the_student_trained_directly(module: Any, runs: Any, measured: Any, tmp_path: Path) -> None:
+    made = study(module, tmp_path, "--seeds", "0,1,2", "--fit", "other.npz")
+    made.all()
+    trained = [(r["name"], r["seed"]) for r in runs]
+    assert len(trained) == len(set(trained)) and [n for n, _ in trained].count("teacher") == 1
+    assert all((name, seed) in trained for name in module.KEY for seed in range(3))
+    once = {name for name, _ in trained} - {"teacher", *module.KEY}
+    assert once == {n.replace(" ", "-") for n in (module.SIFT, "bow-sift", "heads", module.TWO, "seed", "k=6", "k=100", "fit elsewhere")}
+    taught = {r["name"]: r for r in runs if "teachers" in r and r["seed"] == 0}
+    teacher = str(made.folder / "seed-0" / "teacher")
+    assert taught["hog"]["teachers"] == ["hog"] and taught["clusters"]["teachers"] == [teacher] and taught["fit-elsewhere"]["spec"].fit == "other.npz"
+    assert (
+        taught["shuffled"]["spec"].shuffle
+        and taught["k=6"]["spec"].k == 6
+        and taught[module.SIFT.replace(" ", "-")]["teachers"][0].startswith("bow-sift:images")
+    )
+    assert {r["teachers"][0] for r in runs if r["name"] == "clusters"} == {teacher}  # one teacher for all seeds
+    assert taught["compress-with-two-queues"]["settings"]["method"] == {"queues": 2} and all(r["settings"]["data"] == {"holdout": 0} for r in runs)
+    rows = json.loads((tmp_path / "transfer_rotation.json").read_text())["rows"]
+    assert {r["settings"] for r in rows} == {made.digest} and all(r["parameters"] == 9 for r in rows)
+    assert all(("paired_direct" in r) == (r["arm"] not in ("direct", "teacher")) for r in rows if r["measured"] in ("knn", "linear"))
+    assert next(r for r in rows if r["arm"] == "clusters")["paired_direct"]["value"] == pytest.approx(0.2)
+    assert {r["arm"] for r in rows if r["measured"] == "finetune"} == set(module.TUNED)
+    assert {"untrained", "hog itself", "bow-sift itself", f"{module.SIFT} itself"} <= {r["arm"] for r in rows}
+    before = len(measured)
+    made.all()
+    assert len(measured) == before and len(runs) == len(trained)
+
+
+def test_compute_is_equal(module: Any, tmp_path: Path) -> None:
+    """SimCLR's step here costs three of a taught student's: it gets three times the epochs, and with a slow network beside it a quarter fewer."""
+    made = study(module, tmp_path, "--pretext", "simclr", "--epochs", "8")
+    assert [made.epochs(arm) for arm in ("teacher", "direct", "clusters", "supervised", module.TWO)] == [10, 8, 24, 24, 18]
+    spent = {arm: made.spent(arm, "run")["training_flops"] for arm in ("direct", "clusters", module.TWO)}
+    assert spent == pytest.approx({arm: 30.0 * 5000 * 8 for arm in spent})
+
+
+def test_other_settings_have_runs_and_rows_of_their_own(module: Any, runs: Any, measured: Any, tmp_path: Path) -> None:
+    first, second = (study(module, tmp_path, "--seeds", "1", "--arms", "direct,hog", "--epochs", e) for e in ("2", "4"))
+    first.all()
+    second.all()
+    assert first.digest != second.digest == study(module, tmp_path, "--seeds", "2", "--epochs", "4", "--threads", "2").digest
+    assert [(r["name"], r["seed"], r["settings"]["training"]["epochs"]) for r in runs] == [
+        ("direct", 1, 2),
+        ("hog", 1, 2),
+        ("direct", 1, 4),
+        ("hog", 1, 4),
+    ]
+    found = json.loads((tmp_path / "transfer_rotation.json").read_text())
+    assert {k: v["epochs"] for k, v in found["settings"].items()} == {first.digest: 2, second.digest: 4}
+    assert len(found["rows"]) == 2 * (2 + 2 + 2 + 1)  # k-NN and linear of both arms, blocks and fine-tuning of direct
+
+
+def test_what_others_wrote_meanwhile_stays(module: Any, runs: Any, measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, path = study(module, tmp_path, "--arms", "direct", "--seeds", "0"), tmp_path / "transfer_rotation.json"
+    rows = module.Study.rows
+
+    def slow(self: Any, *of: Any) -> Any:
+        path.write_text(json.dumps({"settings": {}, "rows": [{"arm": "x", "measured": "knn", "seed": 0, "settings": "0"}]}))
+        return rows(self, *of)
+
+    monkeypatch.setattr(module.Study, "rows", slow)
+    made.one("direct", "knn", 0)
+    assert [r["arm"] for r in json.loads(path.read_text())["rows"]] == ["x", "direct"]
+
+
+def test_the_second_form_says_what_is_kept_of_a_teacher(module: Any, runs: Any, measured: Any, tmp_path: Path) -> None:
+    made = study(module, tmp_path, "--of", "runs/teacher", "--widths", "8,16,32,64", "--seeds", "0")
+    made.all()
+    assert [r["name"] for r in runs] == ["direct", "regression", "clusters", "compress", "seed"]
+    assert all(r["settings"]["backbone"] == {"name": "micro-resnet", "args": {"widths": [8, 16, 32, 64]}} for r in runs)
+    assert all(r["teachers"] == ["runs/teacher"] for r in runs[1:]) and runs[0]["settings"]["method"]["name"] == "simclr"
+    shares = {r["arm"]: r["share_of_teacher"] for r in json.loads((tmp_path / "transfer_student.json").read_text())["rows"] if r["measured"] == "knn"}
+    assert shares == pytest.approx(
+        {"teacher": 1, "direct": 0.5, "regression": 0.75, "clusters": 0.75, "compress": 0.75, "seed": 0.75, "untrained": 0.5}
+    )
+
+
+def test_photographs_and_halves_are_packed_beside_the_runs(module: Any, tmp_path: Path) -> None:
+    for split, many in (("train", 6), ("val", 2)):
+        for i in range(many):
+            path = tmp_path / "photos" / split / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((20, 30, 3), 10 * i, dtype=np.uint8)).save(path)
+    asked = module.parsed([str(tmp_path / "photos"), "--size", "16", "--out", str(tmp_path / "runs")])
+    data, test, many = module.opened(asked)
+    assert many == 6 and data.endswith("photos-16px.npz@train") and test == data.replace("@train", "@test")
+    with np.load(data.partition("@")[0]) as packed:
+        assert packed["train_images"].shape == (6, 16, 16, 3) and packed["test_images"].shape == (2, 16, 16, 3)
+        assert (packed["train_images"].reshape(6, -1).T == np.array([0, 20, 40, 10, 30, 50])).all() and packed["train_labels"].tolist() == [
+            0,
+            0,
+            0,
+            1,
+            1,
+            1,
+        ]
