@@ -3,9 +3,10 @@
     python -m experiments.detection DATA [--test DATA] [--encoder NAME] [--images FOLDER] [--backbone ARCH] [--epochs N] [--seeds N] [--steps N]
         [--shots N,N] [--size S] [--gpu] [--tiny] [--out FOLDER]
 
-DATA is a folder in PASCAL VOC layout or a COCO file. Without --encoder one is pre-trained first on the images themselves (or on --images) without
-their boxes, one seed for all. --shots trains on so many images, too. What was trained lies in the folder and is gone on with; every result is
-written to results/detection.json as it comes (results/detection_gpu.json for --gpu, the folder for --tiny).
+DATA is a folder in PASCAL VOC layout or a COCO file. Without --encoder one is pre-trained first on the images that train the detectors of every
+seed, never on those that test one (or on --images), without their boxes, one seed for all. --shots trains on so many images, too. What was trained
+lies in the folder and is gone on with; every result is written to results/detection.json as it comes (results/detection_gpu.json for --gpu, the
+folder for --tiny).
 
 On two cores a step of the default (a micro ResNet at 160 px) takes about a second. --gpu takes a ResNet-18 at 480 px, 100 epochs of pre-training and
 3,000 steps of 16 images.
@@ -19,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from gnothi import evaluate
+from gnothi.contracts import Source
+from gnothi.data import Subset
 from gnothi.evaluate.finetune import over_repeats
 from gnothi.evaluate.result import Result
+from gnothi.evaluate.scenes import split_scenes
 from gnothi.files import write_text
 from gnothi.pretrain import train
 
@@ -30,7 +34,7 @@ LARGE = {"size": 480, "width": 256, "regions": 512, "proposals": 1000, "batch": 
 TINY = {"size": 64, "width": 16, "regions": 16, "proposals": 50, "batch": 2, "steps": 3}
 
 
-def pretrained(asked: argparse.Namespace, images: str) -> str:
+def pretrained(asked: argparse.Namespace, images: str | Source) -> str:
     """The run of an encoder that saw the images without their boxes."""
     out = asked.out / "encoder"
     if not (out / "verdict.json").exists():
@@ -40,12 +44,14 @@ def pretrained(asked: argparse.Namespace, images: str) -> str:
     return str(out)
 
 
-def images_of(data: str) -> str:
-    folder = Path(data.partition("@")[0])
-    return str(folder / "JPEGImages") if (folder / "JPEGImages").is_dir() else str(folder)
+def images_of(data: str, test: str | None, seeds: int) -> Source:
+    """The images that train in every seed: without a list of test images, each seed holds out others."""
+    trains = [split_scenes(data, test, seed=seed)[0].source for seed in range(seeds)]
+    every = set.intersection(*({source.name(row) for row in range(len(source))} for source in trains))
+    return Subset(trains[0], [row for row in range(len(trains[0])) if trains[0].name(row) in every])
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--test")
@@ -60,13 +66,13 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="a few images and steps, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("runs/detection"))
-    asked = parser.parse_args()
+    asked = parser.parse_args(words)
     asked.backbone = asked.backbone or ("resnet18" if asked.gpu else "micro-resnet")
     asked.epochs = asked.epochs or (1 if asked.tiny else 100 if asked.gpu else 30)
     shape = dict(TINY if asked.tiny else LARGE if asked.gpu else SMALL)
     shape |= {key: value for key, value in (("steps", asked.steps), ("size", asked.size)) if value is not None}
     spec = evaluate.DetectSpec(**shape)
-    encoder = asked.encoder or pretrained(asked, asked.images or images_of(asked.data))
+    encoder = asked.encoder or pretrained(asked, asked.images or images_of(asked.data, asked.test, asked.seeds))
     path = asked.out / "results.json" if asked.tiny else RESULTS / f"detection{'_gpu' if asked.gpu else ''}.json"
     found: dict[str, Any] = {"data": Path(asked.data).name, "encoder": Path(encoder).name, "detector": shape, "seeds": asked.seeds, "arms": {}}
     for images in [8] if asked.tiny else [*asked.shots, None]:

@@ -1,0 +1,53 @@
+"""The study of detection never pre-trains on an image that tests a detector, in either layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scenery import as_coco, scenery
+
+from gnothi import evaluate
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The module, with what was pre-trained and detected in ``asked``."""
+    from experiments import detection
+
+    asked: list[tuple[Any, ...]] = []
+
+    def train(images: Any, *, settings: Any, out: Path, resume: bool) -> None:
+        asked.append(("train", {images.name(row) for row in range(len(images))}))
+        out.mkdir(parents=True)
+        (out / "verdict.json").write_text("{}")
+
+    def detect(encoders: list[str], data: str, test: str | None, *, seed: int, **more: Any) -> list[evaluate.Result]:
+        _, tested = detection.split_scenes(data, test, seed=seed)
+        asked.append(("test", {tested.source.name(row) for row in range(len(tested))}))
+        return [evaluate.Result("voc07_ap50", 0.5 + seed / 10, 0.4, 0.6, 9, "so", name, (seed,), {"classes": {}}) for name in ("a", "b")]
+
+    monkeypatch.setattr(detection, "train", train)
+    monkeypatch.setattr(detection.evaluate, "detect", detect)
+    detection.asked = asked
+    return detection
+
+
+@pytest.mark.parametrize("layout", ["lists", "no lists", "COCO"])
+def test_no_test_image_is_pretrained_on(study: Any, tmp_path: Path, layout: str) -> None:
+    told = scenery(tmp_path / "data", n=20, lists=layout == "lists")
+    data = tmp_path / "data"
+    if layout == "COCO":
+        as_coco(data / "boxes.json", told)
+        data = data / "boxes.json"
+    study.main([str(data), "--tiny", "--seeds", "2", "--out", str(tmp_path / "out")])
+    (_, seen), *tests = study.asked
+    assert len(tests) == 2 and seen and not any(seen & tested for _, tested in tests)
+    if layout == "lists":
+        assert seen == {f"{i:02}.png" for i in range(15)}
+    else:
+        assert seen | tests[0][1] | tests[1][1] == {f"{i:02}.png" for i in range(20)}
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]["8 images"]
+    assert [r["value"] for r in found["means"]] == pytest.approx([0.55, 0.55]) and len(found["by seed"]) == 2
