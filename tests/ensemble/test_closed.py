@@ -14,7 +14,7 @@ from gnothi.contracts import DataError, SettingError
 from gnothi.data import ArraySource, holdout
 from gnothi.ensemble import COMBINERS, Ensemble, fit
 from gnothi.ensemble.best import POWERS
-from gnothi.ensemble.members import exponent, moments
+from gnothi.ensemble.members import exponent, moments, spectrum
 from gnothi.evaluate import knn
 from gnothi.randomness import generator
 
@@ -319,3 +319,20 @@ def test_every_combiner_takes_one_member() -> None:
     features = drawn((14,))
     for combiner in COMBINERS:
         assert fit(features, combiner).transform(features).shape[0] == 400
+
+
+@pytest.mark.parametrize("combiner", ["pca", "descent", "amortised"])
+def test_rows_sorted_by_class_are_measured_as_mixed_ones(combiner: str) -> None:
+    """Of two classes that vary along other axes and unlike far, the first rows are one: its exponent and its scale are not those of all."""
+    g, n, d = generator(0, "sorted"), 3000, 8
+    scales = torch.logspace(0, -1, d)
+    x = torch.cat([torch.randn(n, d, generator=g) * scales / 2, torch.randn(n, d, generator=g) * scales.flip(0)]) + 3
+    more = {} if combiner == "pca" else {"epochs": 1, "hidden": 8, "steps": 0}
+    made = fit([x], combiner, **({"power": 0.5} if combiner == "pca" else {"start_power": 0.5}), **more)
+    mixed = exponent(made.transform([x]), spectrum([x]))
+    first = exponent(made.transform([x[:2000]]), spectrum([x[:2000]]))
+    assert made.record["exponent"] == pytest.approx(mixed, abs=0.05) and abs(first - mixed) > 0.15
+    if combiner == "descent":
+        start = made.transform([x], steps=0)
+        assert made.fitted.scale == pytest.approx(float(start.square().mean().sqrt()), rel=0.03)
+        assert abs(float(start[:2000].square().mean().sqrt()) / made.fitted.scale - 1) > 0.03

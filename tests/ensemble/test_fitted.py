@@ -224,3 +224,19 @@ def test_what_is_no_ensemble_is_not_written_over(tmp_path: Path) -> None:
     folder = made(tmp_path)
     before = load(str(folder)).fingerprint
     assert load(str(made(tmp_path, power=0.0))).fingerprint != before
+
+
+def test_what_a_fit_leaves_that_is_killed_between_its_two_files_is_filled_again(tmp_path: Path) -> None:
+    """Tensors without what says what they are, halves of either file, and the state of the fit."""
+    folder = made(tmp_path)
+    before = load(str(folder)).fingerprint
+    (folder / "ensemble.json").unlink()
+    (folder / ".fit-0123").mkdir()
+    for half in (".ensemble.safetensors.123.tmp", ".ensemble.json.77.tmp"):
+        (folder / half).write_bytes(b"half")
+    assert load(str(made(tmp_path))).fingerprint == before
+    assert {p.name for p in folder.iterdir()} == {"ensemble.json", "ensemble.safetensors"}
+    (folder / "ensemble.json").unlink()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(SettingError, match="is no ensemble"):
+        made(tmp_path)
