@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+from several import SEVERAL
 from tables import NOT_YET, results, seeds_said
 
 from gnothi.comparison.table import over_seeds
@@ -38,15 +40,30 @@ def small_study() -> str:
 
 
 def transfer_study() -> str:
-    """Of every pretext task that was run: k-NN and linear accuracy of every arm, and of the student's blocks."""
-    found = {name: rows for name in ("rotation", "jigsaw", "simclr") if (rows := results(f"transfer_{name}"))}
-    lines = ["| pretext task | arm | seeds | k-NN | linear |", "|---|---|---|---|---|"]
-    for name, rows in found.items():
-        for arm in dict.fromkeys(r["arm"] for r in rows):
-            of = {m: [r for r in rows if (r["arm"], r["measured"]) == (arm, m)] for m in ("knn", "linear")}
-            lines.append(f"| {name} | {arm} | {len(of['knn'])} | {' | '.join(seeds_said(of[m]) for m in of)} |")
-    deep = {name: {"blocks": own} for name, rows in found.items() if (own := [r for r in rows if r["measured"] == "blocks"])}
-    return "\n".join([*lines, "", _blocks(deep, "blocks", "A linear classifier on every block:")]).rstrip() if found else NOT_YET
+    """Of every pretext task and settings: every arm over its seeds, with what it cost, and the student's blocks."""
+    lines = [
+        "| pretext task, teacher to student | arm | seeds | k-NN | minus direct | of the teacher's | linear | fine-tuned | PFLOP |",
+        "|" + "---|" * 9,
+    ]
+    deep: Found = {}
+    for name in ("rotation", "jigsaw", "simclr", "student"):
+        found = results(f"transfer_{name}") or {"settings": {}, "rows": []}
+        for digest, s in found["settings"].items():
+            task = f"{s['pretext']}, {Path(s['of']).name if s['of'] else s['teacher']} to {s['student']}, {s['images']:,} images of {s['data']}"
+            rows = [r for r in found["rows"] if r["settings"] == digest]
+            lines += [_transferred(task, arm, [r for r in rows if r["arm"] == arm]) for arm in dict.fromkeys(r["arm"] for r in rows)]
+            if own := [r for r in rows if r["measured"] == "blocks"]:
+                deep[task] = {"blocks": own}
+    return "\n".join([*lines, "", _blocks(deep, "blocks", "A linear classifier on every block:")]).rstrip() if len(lines) > 2 else NOT_YET
+
+
+def _transferred(task: str, arm: str, rows: list[Row]) -> str:
+    near, linear, tuned = ([r for r in rows if r["measured"] == m] for m in ("knn", "linear", "finetune"))
+    less = seeds_said([r["paired_direct"] for r in near if "paired_direct" in r])
+    share = [r["share_of_teacher"] for r in near if r.get("share_of_teacher") is not None]
+    cost = [r["training_flops"] for r in near if "training_flops" in r]
+    cells = [seeds_said(near), less, f"{statistics.fmean(share):.3f}" if share else "", seeds_said(linear), seeds_said(tuned)]
+    return f"| {task} | {arm} | {len(near)} | {' | '.join(cells)} | {f'{statistics.fmean(cost) / 1e15:.2f}' if cost else ''} |"
 
 
 def _pages(name: str, *parts: Callable[[Found], str]) -> str:
@@ -166,4 +183,4 @@ def _looks(rows: list[Row]) -> list[Row]:
     return [{k: statistics.fmean(r[k] for r in look) for k in keys if all(k in r for r in look)} for look in zip(*seeds, strict=False)]
 
 
-STUDIES: tuple[Callable[[], str], ...] = (rotation_study, layers_study, local_study, together_study, small_study, transfer_study)
+STUDIES: tuple[Callable[[], str], ...] = (rotation_study, layers_study, local_study, together_study, small_study, transfer_study, *SEVERAL)

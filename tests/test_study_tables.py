@@ -131,13 +131,49 @@ def test_a_size_is_decided_by_images_that_did_not_train(made: Any) -> None:
 
 def test_students_stand_by_pretext_task_with_their_blocks(made: Any) -> None:
     _, studies, write = made
-    shared = {"low": 0.1, "high": 0.9, "seed": 0}
-    found = [{"arm": "clusters", "measured": m, "value": v, **shared} for m, v in (("knn", 0.5), ("linear", 0.6))]
-    found += [{"arm": "clusters", "measured": "blocks", "value": 0.2 * b, "block": b, "features": "pooled", **shared} for b in (0, 1)]
-    write("transfer_jigsaw", found)
-    text = studies.transfer_study()
-    assert rows(text)[1] == ["jigsaw", "clusters", "1", "0.500 (0.100 to 0.900)", "0.600 (0.100 to 0.900)"]
-    assert rows(text)[3] == ["jigsaw", "clusters", "pooled", "0.000", "0.200"] and len(rows(text)) == 4
+    shared = {"low": 0.1, "high": 0.9, "seed": 0, "settings": "ab", "arm": "clusters"}
+    less, cost = {"paired_direct": {"value": 0.1, "low": 0.0, "high": 0.2}}, {"training_flops": 2.5e15}
+    rest = {"knn": (0.5, {**less, **cost, "share_of_teacher": 0.9}), "linear": (0.6, {}), "finetune": (0.7, {})}
+    found = [{"measured": m, "value": v, **shared, **more} for m, (v, more) in rest.items()]
+    found += [{"measured": "blocks", "value": 0.2 * b, "block": b, "features": "pooled", **shared} for b in (0, 1)]
+    settings = {"pretext": "jigsaw", "of": None, "teacher": "resnet18", "student": "micro-resnet", "images": 5000, "data": "x.npz"}
+    write("transfer_jigsaw", {"settings": {"ab": settings, "cd": settings}, "rows": found})
+    text, task = studies.transfer_study(), "jigsaw, resnet18 to micro-resnet, 5,000 images of x.npz"
+    ends = "(0.100 to 0.900)"
+    assert rows(text)[1] == [task, "clusters", "1", f"0.500 {ends}", "0.100 (0.000 to 0.200)", "0.900", f"0.600 {ends}", f"0.700 {ends}", "2.50"]
+    assert rows(text)[3] == [task, "clusters", "pooled", "0.000", "0.200"] and len(rows(text)) == 4
+
+
+def test_combiners_stand_by_judge_with_the_control_and_without_the_seed_in_a_member_s_name(made: Any) -> None:
+    _, studies, write = made
+
+    def of(encoder: str, value: float, **more: Any) -> list[dict[str, Any]]:
+        row = {"encoder": encoder, "low": value - 0.1, "high": value + 0.1, "seconds": 2.0, **more}
+        return [{**row, "value": value, "metric": m} for m in ("knn 20", "knn 200", "linear")]
+
+    less = {"paired_chosen": {"value": -0.02, "low": -0.03, "high": -0.01}}
+    found = {f"table/mixed/{seed}": of(f"/runs/simclr-{seed}", 0.4) + of("descent", 0.5, **less) for seed in (0, 1)}
+    found |= {"steps/0@holdout": of("5 steps", 0.3, steps=5), "transfer/a:b/0": of("best", 0.2, maps="frozen")}
+    write("ensemble", found)
+    text = next(f for f in studies.STUDIES if f.__name__ == "ensemble_study")()
+    held, tested = text.split("On test images.")
+    assert rows(held)[1] == ["5", *["0.300 (0.200 to 0.400)"] * 3, "", "2.0"] and len(rows(held)) == 2
+    (_, simclr, descent), (_, best) = rows(tested)[:3], rows(tested)[3:]
+    assert simclr[:3] == ["mixed", "simclr", "0.400 (0.400 to 0.400; 2 seeds)"] and descent[5] == "-0.020 (-0.020 to -0.020; 2 seeds)"
+    assert best[:4] == ["a:b", "frozen", "best", "0.200 (0.100 to 0.300)"]
+
+
+def test_detectors_and_the_cost_of_a_descent_stand_as_they_were_measured(made: Any) -> None:
+    _, studies, write = made
+    named = {f.__name__: f for f in studies.STUDIES}
+    ends = {"value": 0.5, "low": 0.4, "high": 0.6}
+    rest = {**ends, "encoder": "random", "metric": "COCO AP", "details": {"paired": {"value": -0.1, "low": -0.2, "high": 0.0}}}
+    write("detection", {"arms": {"all images": {"means": [{**ends, "encoder": "run", "metric": "COCO AP", "details": {}}, rest]}}})
+    first, second = rows(named["detection_study"]())[1:]
+    assert first == ["two cores", "all images", "run", "COCO AP", "0.500 (0.400 to 0.600)", ""] and second[-1] == "-0.100 (-0.200 to 0.000)"
+    cost = {"n": 1000, "fit": 2.0, "epochs": 3, "memory": 2**21, "descent": 0.001, "share of the products": 0.7, "share of the whole": 0.1}
+    write("ensemble", [cost], "benchmarks")
+    assert rows(named["ensemble_cost"]())[1] == ["1,000", "2.0 s", "3", "2 MiB", "1.000 ms", "0.70", "0.10"]
 
 
 def test_costs_are_said_over_the_method_alone(made: Any) -> None:
