@@ -211,8 +211,8 @@ def split(data: str | Source, test: str | Source | None, settings: DataSpec, see
 
 def _parts(data: str | Source, test: str | Source | None, settings: DataSpec, seed: int) -> Split:
     source, title = _open(data, settings), data if isinstance(data, str) else "the source"
-    if test is None and isinstance(data, str) and _own_test(data, settings):
-        test = f"{data}@{_own_test(data, settings)}"
+    if test is None and isinstance(data, str) and own_test(data, settings):
+        test = f"{data}@{own_test(data, settings)}"
         title = f"{data}@train"
     if test is not None:
         other, other_title = _open(test, settings), test if isinstance(test, str) else "the test source"
@@ -234,7 +234,7 @@ def _open(data: str | Source, settings: DataSpec) -> Source:
     return open_data(data, settings=settings) if isinstance(data, str) else data
 
 
-def _own_test(data: str, settings: DataSpec) -> str | None:
+def own_test(data: str, settings: DataSpec) -> str | None:
     """The data's own test split; None where it has none, or where the name says which split is meant."""
     known = splits(data, settings)
     named = any(data.endswith("@" + word) for word in known)

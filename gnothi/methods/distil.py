@@ -37,8 +37,10 @@ class DistilSpec(Spec):
     """Of the student's softmax. None: 0.04 for "compress", 0.2 for "seed"."""
     teacher_temperature: float | None = Field(default=None, gt=0)
     """Of the teacher's. None: 0.04 for "compress", 0.01 for "seed"."""
-    queue: int = Field(default=8192, gt=0)
-    """Vectors of the teacher with which likeness is measured; at most as many as there are images."""
+    queue: int | None = Field(default=None, gt=0)
+    """Vectors of the teacher with which likeness is measured; at most as many as there are images. None: 8,192, or a quarter of the images where
+    these are fewer than 32,768, so that an image seldom meets its own vector there: with all images in the queue "compress" would name the image
+    and "seed" would count its vector twice."""
     queues: Literal[1, 2] = 1
     """For "compress": 2 measures the student's likeness in its own space, to a queue of what a slow student says of the same images, and needs no
     head; both queues begin empty."""
@@ -164,7 +166,7 @@ class Distil(Alone):
         self.targets, self.where = self._told(source)
         width, s = int(self.backbone.width), self.spec  # type: ignore[arg-type]
         if s.queues == 2:
-            size = min(s.queue, len(self.where))
+            size = self._room(len(self.where))
             self.heads = nn.ModuleList(nn.Identity() for _ in self.targets)
             self.queues = nn.ModuleList(Queue(torch.zeros(size, t.shape[1]), empty=True) for t in self.targets)
             self.mine = Queue(torch.zeros(size, width), empty=True)
@@ -173,8 +175,12 @@ class Distil(Alone):
         self.heads = nn.ModuleList(nn.Linear(width, t.shape[1]) if linear else _mlp(width, t.shape[1], s.loss == "regression") for t in self.targets)
         if s.loss != "regression":
             readable = self.where[self.targets[0][self.where, 0].isfinite()]
-            first = torch.randperm(len(readable), generator=generator(0, "queue"))[: s.queue]
+            first = torch.randperm(len(readable), generator=generator(0, "queue"))[: self._room(len(readable))]
             self.queues = nn.ModuleList(Queue(F.normalize(t[readable[first]].float(), dim=1)) for t in self.targets)
+
+    def _room(self, images: int) -> int:
+        """Vectors of a queue."""
+        return min(8192, max(1, images // 4)) if self.spec.queue is None else min(self.spec.queue, images)
 
     def _told(self, source: Source) -> tuple[list[Tensor], Tensor]:
         """The vectors of each teacher [M, D], and at which of them each image of the source stands, [N]."""

@@ -12,11 +12,13 @@ from pydantic import Field
 
 from gnothi import distributed, pretrain
 from gnothi import evaluate as evaluation
-from gnothi.contracts import DataError, EncoderError, GnothiError, SettingError, Source, Spec, did_you_mean
+from gnothi.contracts import DataError, EncoderError, GnothiError, RunError, SettingError, Source, Spec, did_you_mean
+from gnothi.data import Subset, holdout
 from gnothi.data import open as open_data
 from gnothi.data.targets import Targets
-from gnothi.encoders import Encoder
+from gnothi.encoders import Encoder, features
 from gnothi.evaluate.result import Result
+from gnothi.evaluate.run import own_test
 from gnothi.files import replace_file, write_text
 from gnothi.models import backbone as backbones
 from gnothi.pretrain import Run
@@ -24,7 +26,7 @@ from gnothi.randomness import number
 from gnothi.recipes.resolve import resolve
 from gnothi.recipes.spec import checked, merge
 from gnothi.recipes.spec import load as load_settings
-from gnothi.training.lock import owned
+from gnothi.training.lock import owned, restarted
 from gnothi.training.progress import Progress
 from gnothi.transfer.clusters import Codebook, Rows, check_k, cluster, stability, suggested
 from gnothi.transfer.labels import feature_targets, pseudo_labels, shuffled, vectors_of
@@ -34,6 +36,10 @@ BASELINES = ("shuffled", "regression", "compress", "seed", "supervised", "teache
 """What else a student may learn on equal terms; "teacher" is measured only."""
 WIDE, AXES = 4096, 256
 """Vectors wider than the first are projected to so many principal axes where nobody says."""
+HELD = 0.2
+"""Of the vectors on which two k-means are compared."""
+KINDS: tuple[type[GnothiError], ...] = (SettingError, DataError, EncoderError, RunError, GnothiError)
+"""Of mistakes that one process tells the others."""
 SMALL = 20
 """Of fewer images none are held out."""
 
@@ -131,48 +137,58 @@ def transfer(
         EncoderError: a teacher cannot be opened or does not take such images.
     """
     spec, folder = spec or TransferSpec(), Path(out)
-    if (folder / "spec.json").exists() and not resume:
+    if (folder / "spec.json").exists() and not resume and not restarted(folder):
         raise SettingError(f"{folder} is a run already; --resume goes on with it, --out takes another folder")
     distributed.start(distributed.device_of(device))
     opened = open_teachers(teachers, spec.layer, spec.pool, device)
     chosen = _settings(data, folder, student, spec, recipe, settings)
     resolved = resolve(data, recipe_name=recipe, settings=chosen, device=device)  # what cannot be is said before features are made
     backbones.build(resolved.spec.backbone, resolved.source.channels, resolved.spec.views.size or 0, resolved.spec.seed)
+    fitted = resolved.source if spec.fit is None or spec.loss != "clusters" else open_data(spec.fit)
     if spec.loss == "clusters" and spec.k is not None:
-        check_k(spec.k, len(resolved.source if spec.fit is None else open_data(spec.fit)))
+        check_k(spec.k, len(fitted))
     asked = {
         "teachers": [{"name": e.name, "fingerprint": e.fingerprint} for e in opened],
         "source": {"name": data, "fingerprint": resolved.source.fingerprint()},
+        "fit": None if fitted is resolved.source else {"name": spec.fit, "fingerprint": fitted.fingerprint()},
         "settings": spec.model_dump(mode="json"),
         "seed": resolved.spec.seed,
     }
 
     def make() -> None:
-        if not _made(folder, asked):
-            targets, found = _targets(opened, resolved.source, spec, resolved.spec.seed, folder, cache, embedding)
-            replace_file(folder / "targets.safetensors", targets.write)
-            write_text(folder / "transfer.json", json.dumps({**asked, **found}, indent=1))
+        targets, found = _targets(opened, resolved.source, fitted, spec, resolved.spec.seed, folder, cache)
+        replace_file(folder / "targets.safetensors", targets.write)
+        write_text(folder / "transfer.json", json.dumps({**asked, **found}, indent=1))
 
     with owned(folder):
-        _once(make)
+        if not _once(lambda: _made(folder, asked)):
+            for encoder, source in ((e, s) for e in opened for s in dict.fromkeys((resolved.source, fitted))):
+                features(encoder, source, cache=cache, progress=embedding, shared=True)
+            _once(make)
     begun = (folder / "spec.json").exists()
     run = pretrain.train(data, recipe=recipe, settings=chosen, init=init, device=device, out=folder, resume=begun, progress=progress)
     return Transfer(run, json.loads((folder / "transfer.json").read_text(encoding="utf-8")))
 
 
-def _once(work: Callable[[], None]) -> None:
-    """Let the first process work while the others wait; its mistake is everybody's."""
+def _once(work: Callable[[], Any]) -> Any:
+    """Let the first process work while the others wait, however long that takes; what comes of it, a plain value or a mistake, is everybody's."""
     caught: GnothiError | None = None
+    done: Any = None
     if distributed.rank() == 0:
         try:
-            work()
+            done = work()
         except GnothiError as error:
             caught = error
-    said = distributed.gather_objects(None if caught is None else [type(caught).__name__, str(caught)])[0]
+    kind, said = distributed.from_first([None, done] if caught is None else [_kind(caught).__name__, str(caught)])
     if caught is not None:
         raise caught
-    if said is not None:
-        raise next(kind for kind in (SettingError, DataError, EncoderError, GnothiError) if kind.__name__ == said[0])(said[1])
+    if kind is not None:
+        raise next(k for k in KINDS if k.__name__ == kind)(said)
+    return said
+
+
+def _kind(error: GnothiError) -> type[GnothiError]:
+    return next(kind for kind in KINDS if isinstance(error, kind))
 
 
 def _settings(
@@ -225,20 +241,20 @@ def _made(folder: Path, asked: dict[str, Any]) -> bool:
 def _targets(
     opened: Sequence[Encoder],
     source: Source,
+    fitted: Source,
     spec: TransferSpec,
     seed: int,
     folder: Path,
     cache: str | None,
-    embedding: Callable[[int, int], None] | None,
 ) -> tuple[Targets, dict[str, Any]]:
     """What the student is told, and what there is to say of it."""
-    vectors = [vectors_of(e, source, cache, embedding) for e in opened]
+    vectors = [vectors_of(e, source, cache) for e in opened]
     if spec.loss != "clusters":
         targets = feature_targets([x for x, _ in vectors], source, scratch=folder)
         return (shuffled(targets, seed) if spec.shuffle else targets), {"dims": targets.about["dims"], "unreadable": len(source) - len(vectors[0][1])}
     codebooks: list[Codebook] = []
     for e, own in zip(opened, vectors, strict=True):
-        x, rows = own if spec.fit is None else vectors_of(e, open_data(spec.fit), cache, embedding)
+        x, rows = own if fitted is source else vectors_of(e, fitted, cache)
         codebooks += [_cluster(Rows(x, rows), spec, number(seed, "head", h) % 2**31) for h in range(spec.heads)]
     for i, codebook in enumerate(codebooks):
         codebook.save(folder, f"codebook-{i}")
@@ -248,10 +264,13 @@ def _targets(
 
 
 def _cluster(rows: Rows, spec: TransferSpec, seed: int) -> Codebook:
-    n, width = rows.shape
+    return cluster(rows, spec.k, seed, **_kmeans(*rows.shape, spec))
+
+
+def _kmeans(n: int, width: int, spec: TransferSpec) -> dict[str, Any]:
+    """Settings of k-means on n vectors."""
     pca = spec.pca if spec.pca is not None else (AXES if width > WIDE and n >= AXES else 0)
-    given = {"restarts": spec.restarts, "iterations": spec.iterations, "normalise": spec.normalise, "whiten": spec.whiten, "memory": spec.memory}
-    return cluster(rows, spec.k, seed, pca=pca or None, **given)  # type: ignore[arg-type]
+    return {"pca": pca or None} | {key: getattr(spec, key) for key in ("restarts", "iterations", "normalise", "whiten", "memory")}
 
 
 # ---- baselines -----------------------------------------------------------------------------------
@@ -309,11 +328,21 @@ def check_baselines(names: Sequence[str]) -> None:
 
 
 def measured(folders: Sequence[Path], teachers: Sequence[str | Encoder], data: str, device: str | None = None) -> list[Result]:
-    """K-NN of runs and teachers on the same rows; none where the data have no labels."""
-    try:
-        return evaluation.run("knn", [*map(str, folders), *teachers], data, device=device)
-    except (DataError, EncoderError):
+    """K-NN of runs and teachers on the same rows; none where the data have no labels.
+
+    Those that ask are the data's own test split, else the rows that were held out of all these runs: labels of the others taught ``supervised``.
+    Where nothing was held out either, ``evaluate.run`` holds rows out itself.
+    """
+    said = json.loads((Path(folders[0]) / "spec.json").read_text(encoding="utf-8"))["settings"] if folders else {}
+    settings = _data_spec(data, {"data": {k: v for k, v in (said.get("data") or {}).items() if k != "name"}})
+    source = open_data(data, settings=settings)
+    if source.labels is None or not (source.labels >= 0).any():
         return []
+    names, own = [*map(str, folders), *teachers], own_test(data, settings)
+    if own is None and settings.holdout:
+        kept, held = holdout(source, settings.holdout, said["seed"])  # as the students' runs did
+        return evaluation.run("knn", names, Subset(source, kept), Subset(source, held), device=device)
+    return evaluation.run("knn", names, data, settings=settings, device=device)
 
 
 # ---- choosing k ----------------------------------------------------------------------------------
@@ -332,7 +361,8 @@ def try_k(
     encoder = open_teachers(teachers, spec.layer, spec.pool, device)[0]
     source = open_data(spec.fit) if spec.fit else open_data(data, settings=_data_spec(data, settings or {}))
     x, rows = vectors_of(encoder, source)
-    found = stability(Rows(x, rows), numbers, int((settings or {}).get("seed", 0)), restarts=spec.restarts, iterations=spec.iterations)
+    given = _kmeans(len(rows) - max(1, round(HELD * len(rows))), x.shape[1], spec)
+    found = stability(Rows(x, rows), numbers, int((settings or {}).get("seed", 0)), held=HELD, **given)
     best = suggested(found)
     return [{**asdict(s), "suggested": s.k == best} for s in found]
 

@@ -244,3 +244,12 @@ def test_chance_is_the_share_of_the_largest_cluster(tmp_path: Path) -> None:
     pooled = method.backbone(views.images[0]).pooled
     right = (method.heads[0](pooled).argmax(1) == index[views.index, 0, 0]).double().mean()
     assert found["chance"] == pytest.approx(0.6) and found["accuracy"] == pytest.approx(float(right))
+
+
+def test_a_queue_holds_a_quarter_of_few_images_unless_told_otherwise(tmp_path: Path) -> None:
+    tensors, about = features()
+    for more, expected in (({}, 25), ({"queue": 80}, 80), ({"queue": 8192}, 100)):
+        for loss in ("compress", "seed"):
+            assert [len(q.vectors) for q in student(tmp_path, tensors, about, loss=loss, **more).queues] == [expected] * 2
+    two = student(tmp_path, tensors, about, loss="compress", queues=2)
+    assert len(two.mine.vectors) == len(two.queues[0].vectors) == 25

@@ -13,12 +13,14 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 import gnothi
+from gnothi import distributed
 from gnothi import transfer as library
 from gnothi.cli.root import cli
 from gnothi.contracts import Block, DataError, EncoderError, SettingError
 from gnothi.data.targets import Targets
 from gnothi.encoders import Encoder
 from gnothi.randomness import generator
+from gnothi.training.lock import LOCK
 from gnothi.training.progress import Silent
 from gnothi.transfer import TransferSpec, baselines, transfer
 from gnothi.transfer.teachers import pooled, teachers
@@ -136,6 +138,67 @@ def test_baselines_differ_from_the_student_in_one_thing(tmp_path: Path) -> None:
     assert specs[2]["method"]["targets"] is None
     assert all(s["data"] == specs[0]["data"] for s in specs) and specs[0]["data"]["holdout"] == pytest.approx(0.1)  # the same images teach
     assert all(s["backbone"] == specs[0]["backbone"] and s["training"] == specs[0]["training"] and s["views"] == specs[0]["views"] for s in specs)
+
+
+def test_the_table_of_baselines_asks_rows_that_taught_nobody(tmp_path: Path) -> None:
+    """Of data without a split, labels from a file: not one of the rows by whose labels ``supervised`` learned."""
+    packed, kind = blobs(tmp_path, n=120, labels=False)
+    (tmp_path / "images").mkdir()
+    for row, image in enumerate(np.load(packed)["images"].transpose(0, 2, 3, 1)):
+        Image.fromarray(image).save(tmp_path / "images" / f"{row:03d}.png")
+    (tmp_path / "labels.csv").write_text("name,label\n" + "".join(f"{row:03d}.png,{'abcd'[k]}\n" for row, k in enumerate(kind)))
+    settings, data = {**QUICK, "data": {"labels": str(tmp_path / "labels.csv")}}, str(tmp_path / "images")
+    done = taught(tmp_path, data, settings=settings)
+    folders = baselines(["supervised"], ["pixels"], data, out=tmp_path / "run", student="micro-resnet", settings=settings, progress=Silent())
+    found = library.measured([done.run.folder, *folders], ["pixels"], data)
+    assert [r.encoder for r in found] == [str(done.run.folder), str(folders[0]), "pixels"]
+    source = gnothi.data.open(data, settings=gnothi.data.DataSpec(labels=str(tmp_path / "labels.csv")))
+    kept, held = gnothi.data.holdout(source, 0.1, 0)
+    assert all(r.n == len(held) for r in found)
+    x = np.asarray(gnothi.load("pixels").embed_source(source))
+    assert found[2].value == gnothi.evaluate.knn(x[kept], source.labels[kept], x[held], source.labels[held]).value
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "spec.json").write_text('{"settings": {"seed": 0, "data": {"name": "bare.npz", "holdout": 0.1}}}')
+    assert library.measured([tmp_path / "bare"], (), packed) == []
+
+
+def test_trying_numbers_clusters_as_the_student_s_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    real = library.student.cluster
+
+    def cluster(rows: Any, k: Any, seed: int, **given: Any) -> Any:
+        asked.append(given)
+        return real(rows, k, seed, **given)
+
+    monkeypatch.setattr(library.student, "cluster", cluster)
+    monkeypatch.setattr(library.clusters, "cluster", cluster)
+    monkeypatch.setattr(library.student, "WIDE", 100)
+    monkeypatch.setattr(library.student, "AXES", 5)
+    data, spec = blobs(tmp_path)[0], {"normalise": False, "whiten": True, "memory": 0.5, "restarts": 1}
+    taught(tmp_path, data, spec=spec)
+    library.try_k(["pixels"], data, "4", TransferSpec.of(spec))
+    assert len(asked) == 3 and asked[0] == asked[1] == asked[2] == {**spec, "pca": 5, "iterations": 20}
+
+
+def test_changed_images_of_the_clusters_are_noticed_where_a_run_goes_on(tmp_path: Path) -> None:
+    data, other = blobs(tmp_path)[0], blobs(tmp_path, name="other.npz")[0]
+    taught(tmp_path, data, spec={"fit": other})
+    assert json.loads((tmp_path / "run" / "transfer.json").read_text())["fit"]["name"] == other
+    taught(tmp_path, data, spec={"fit": other}, resume=True)
+    np.savez(other, images=255 - np.load(other)["images"])
+    with pytest.raises(SettingError, match="holds targets of another fit than this one"):
+        taught(tmp_path, data, spec={"fit": other}, resume=True)
+
+
+def test_a_student_that_torchrun_started_anew_goes_on_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = blobs(tmp_path)
+    taught(tmp_path, data)
+    with pytest.raises(SettingError, match="is a run already"):
+        taught(tmp_path, data)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "call")
+    (tmp_path / "run" / LOCK).write_text(distributed.job())
+    assert taught(tmp_path, data).run.verdict["steps"] > 0
 
 
 # ---- teachers ------------------------------------------------------------------------------------
