@@ -34,7 +34,7 @@ class LayersSpec(AuxiliarySpec):
 
     weight: float | None = Field(default=None, ge=0)  # type: ignore[assignment]  # settled to a number before a run is built
     """Weight of the lower blocks' loss at the end of training. None: 1 for MoCo, 0.8 for BYOL and SimCLR, as the authors' code has it for a ViT-B;
-    0.5 for the others. That code has 0.2 for a ResNet-18."""
+    0.5 for the others; by rule 0.2 with a CNN, as that code has it for a ResNet-18."""
     schedule: Literal["half_cosine", "constant", "linear"] = "half_cosine"
     """How the weight gets there: from 0 at ``start`` by half a cosine or a line, or it is the same all the time."""
     layers: Literal["all"] | tuple[int, ...] = "all"

@@ -60,6 +60,9 @@ SGD_RATE = {
 ADAMW_RATE = 1e-3
 """Peak rate of AdamW for a batch of 256."""
 
+STAGES_WEIGHT = 0.2
+"""Of layers beside a CNN: of SDSSL's authors for a ResNet-18 with MoCo (l2o_moco_resnet.json), where a ViT-B has 1."""
+
 
 def is_transformer(backbone: str) -> bool:
     """Whether a backbone's name is that of a transformer, which wants AdamW."""
@@ -92,6 +95,8 @@ def defaults(facts: Facts, chosen: Mapping[str, Any]) -> dict[str, Any]:
     }
     if method == "dino":
         settings["training"] |= {"clip": 3.0, "clip_kind": "tensor"}
+    if _get(chosen, "auxiliary.layers") is not None and not is_transformer(backbone):
+        settings["auxiliary"] = {"layers": {"weight": STAGES_WEIGHT}}
     return settings
 
 

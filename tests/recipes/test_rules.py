@@ -118,6 +118,14 @@ def test_batchnorm_in_dino_s_head_is_for_cnns_only() -> None:
         assert defaults(Facts(1000, 3, 32), {"method": {"name": "dino"}, "backbone": {"name": backbone}})["method"]["norm"] == norm
 
 
+def test_layers_beside_a_cnn_weigh_a_fifth_unless_asked() -> None:
+    """As in the authors' code for a ResNet; a ViT's weight goes by method and is no rule's."""
+    for backbone, asked, weight in (("micro-resnet", {}, 0.2), ("resnet18", {}, 0.2), ("micro-vit", {}, None), ("resnet18", {"weight": 0.7}, 0.7)):
+        chosen = {"method": {"name": "moco"}, "backbone": {"name": backbone}, "auxiliary": {"layers": asked}}
+        assert load(merge(settle(Facts(1000, 3, 32), chosen), {"data": {"name": "x"}})).auxiliary["layers"].weight == weight
+    assert "auxiliary" not in defaults(Facts(1000, 3, 32), {"auxiliary": {"rotation": {}}})
+
+
 def test_prototypes_of_swav_follow_the_data_and_it_takes_no_queue() -> None:
     few, many = (settle(Facts(n, 3, 32), {"method": {"name": "swav"}})["method"] for n in (1_000, 50_000))
     assert (few["prototypes"], many["prototypes"]) == (64, 2048) and "queue" not in few | many
