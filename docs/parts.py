@@ -20,7 +20,7 @@ WHAT_FOR = {
     "docs": "`make docs`",
     "package": "`make package`",
 }
-BEGINNING = "the beginning: `brightness=0.2`, `contrast=0.2`, `saturation=0.1`, `hue=0.02`, `area=[0.2, 1.0]`; the rows below change these"
+BEGINNING = "the starting point: `brightness=0.2`, `contrast=0.2`, `saturation=0.1`, `hue=0.02`, `area=[0.2, 1.0]`; the rows below change these"
 
 
 def photos_sweep() -> str:

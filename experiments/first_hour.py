@@ -1,4 +1,4 @@
-"""The first hour of a person with a folder of flowers: the commands of the README, and what they print.
+"""The first hour of a person with a folder of flowers: the README's steps for a few epochs, an ensemble, and what the commands print.
 
     python -m experiments.first_hour DATA [--out FOLDER] [--epochs N]
 
