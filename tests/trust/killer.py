@@ -32,8 +32,8 @@ SETTINGS: dict[str, Any] = {
     "training": {"epochs": 3, "batch": 8, "threads": 1, "log_every": "1 steps", "health_every": "17 steps", "checkpoint_every": f"{EVERY} steps"},
 }
 TIMES = ("seconds", "images_per_second", "waiting")
-KINDS = (("SIGKILL", True), ("SIGINT", False), ("SIGTERM", True), ("SIGKILL", False), ("SIGINT", True), ("SIGTERM", False))
-"""What a round does: a signal, and whether inside a write or at any instant."""
+KINDS = (("SIGKILL", True), ("SIGINT", True), ("SIGTERM", True), ("SIGKILL", False), ("SIGINT", False), ("SIGTERM", False))
+"""What a round does: a signal, and whether inside a write or at any instant, which may be after the end where the machine is busier at times."""
 
 
 def start(data: str, out: Path, resume: bool = False) -> int:

@@ -84,7 +84,7 @@ def test_a_run_ended_at_any_instant_goes_on_and_ends_with_the_bits_of_the_unbrok
     for r in found:  # a checkpoint that was due before the last whole line of metrics is there
         assert r["kept"] >= (r["done"] - 1) // every * every, r
         assert r["code"] in {"SIGKILL": (-9, 0), "SIGINT": (130, 0), "SIGTERM": (143, -15, 0)}[r["kind"]], r
-    assert min(Counter(r["kind"] for r in found).values()) >= max(1, rounds // 4) and len({r["kind"] for r in found}) == 3
+    assert min(Counter(r["kind"] for r in found).values()) >= rounds // 4 and len({r["kind"] for r in found if r["code"]}) == 3
     inside = sum(r["inside"] for r in found if r["aimed"])
     assert inside >= rounds / 8, "too few of the signals met a checkpoint that was being written"
 
