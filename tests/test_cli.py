@@ -84,6 +84,21 @@ def test_training_prints_one_object(run: dict[str, Any], work: Path) -> None:
     assert run["verdict"] in ("healthy", "undecided", "collapsed") and run["steps"] == 2 * N // 16
 
 
+@pytest.mark.parametrize("verb", ["plan", "train"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "tiny.npz --auxiliary rotation layers local --epochs 2",
+        "tiny.npz --auxiliary rotation --auxiliary layers local --epochs 2",
+        "--epochs 2 --auxiliary rotation layers local tiny.npz",
+        "--auxiliary rotation --auxiliary layers --auxiliary local tiny.npz --epochs 2",
+    ],
+)
+def test_auxiliaries_are_words_or_repeated_wherever_the_data_stands(verb: str, words: str) -> None:
+    heard = cli.cli.commands[verb].make_context(verb, words.split()).params
+    assert (heard["data"], heard["auxiliary"], heard["epochs"]) == ("tiny.npz", ("rotation", "layers", "local"), 2)
+
+
 def test_a_run_that_is_there_is_not_overwritten(run: dict[str, Any], work: Path) -> None:
     refused(work, ("train", "tiny.npz", "--out", "runs/tiny"), "runs/tiny is a run already; --resume goes on with it, --out takes another folder")
 

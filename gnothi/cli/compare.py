@@ -7,29 +7,7 @@ from typing import Any
 
 import click
 
-from gnothi.cli.options import AS_JSON, DEVICE, SET, told
-
-LISTS = ("--methods", "--auxiliaries", "--vary")
-
-
-class Lists(click.Command):
-    """A command whose list options take further words: ``--methods a b`` is ``--methods a --methods b``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Name the list again before each further word."""
-        spread: list[str] = []
-        current = ""
-        for word in args:
-            if word.startswith("-"):
-                current = word if word in LISTS else ""
-            elif current and spread[-1] != current:
-                spread.append(current)
-            spread.append(word)
-        return super().parse_args(ctx, spread)
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """DATA first: behind a list it would be one of its words."""
-        return super().collect_usage_pieces(ctx)[::-1]
+from gnothi.cli.options import AS_JSON, DEVICE, SET, Lists, told
 
 
 def split(texts: tuple[str, ...]) -> list[str]:
@@ -51,7 +29,7 @@ def varied(texts: tuple[str, ...]) -> dict[str, list[Any]]:
     return found
 
 
-@click.command(cls=Lists)
+@click.command(cls=Lists, lists=("--methods", "--auxiliaries", "--vary"))
 @click.argument("data", required=False)
 @click.option("--data", "named", metavar="DATA", help="The same as the argument DATA.")
 @click.option("--methods", multiple=True, default=["simclr"], metavar="M,M", help="One or more methods; simclr by default.")

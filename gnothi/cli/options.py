@@ -17,6 +17,41 @@ DATA_SET = click.option(
 DEVICE = click.option("--device", metavar="D", help="cpu, cuda or mps; by default cuda where there is one.")
 
 
+class Lists(click.Command):
+    """A command whose list options take further words: ``--methods a b`` is ``--methods a --methods b``.
+
+    Args:
+        args: as for a command.
+        lists: the names of these options.
+        more: as for a command.
+    """
+
+    def __init__(self, *args: Any, lists: tuple[str, ...], **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.lists = lists
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Name the list again before each further word; the last of them is the argument where there must be one and stands nowhere else."""
+        spread: list[str] = []
+        again: list[int] = []
+        current = ""
+        for word in args:
+            if word.startswith("-"):
+                current = word if word in self.lists else ""
+            elif current and spread[-1] != current:
+                again.append(len(spread))
+                spread.append(current)
+            spread.append(word)
+        needs = sum(isinstance(p, click.Argument) and p.required for p in self.params)
+        if again and needs and len(self.make_parser(ctx).parse_args(list(args))[1]) + needs == len(again):
+            del spread[again[-1]]
+        return super().parse_args(ctx, spread)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """DATA first: behind a list it would be one of its words."""
+        return super().collect_usage_pieces(ctx)[::-1]
+
+
 def told(as_json: bool, value: Any, text: Callable[[], str]) -> None:
     """Print one object or plain text; once for all processes of ``torchrun``."""
     if os.environ.get("RANK", "0") != "0":

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from gnothi.cli.options import AS_JSON, DEVICE, SET, told
+from gnothi.cli.options import AS_JSON, DEVICE, SET, Lists, told
+
+LISTS = ("--auxiliary",)
 
 
 def choices(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,7 +20,7 @@ def choices(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--recipe", metavar="R", help="A name that `gnothi recipes` lists; by default the data's own, or everything by rule."),
         click.option("--method", metavar="M", help="simclr, moco, byol, simsiam, swav, dino, barlow, vicreg, or none."),
         click.option("--backbone", metavar="B", help="micro-resnet, micro-vit, alexnet, alexnet-bn, or any timm name."),
-        click.option("--auxiliary", metavar="A", multiple=True, help="rotation, jigsaw, layers or local; may be repeated."),
+        click.option("--auxiliary", metavar="A A", multiple=True, help="rotation, jigsaw, layers or local; several, or repeated."),
         click.option("--epochs", type=float, metavar="N", help="Passes over the data; short for --set training.epochs=N."),
         DEVICE,
         SET,
@@ -47,7 +49,7 @@ def chosen(
     return merge(options, parse(assignments))
 
 
-@click.command()
+@click.command(cls=Lists, lists=LISTS)
 @choices
 @click.option("--processes", type=click.IntRange(min=1), metavar="N", help="Predict it for so many processes of torchrun.")
 @click.option(
@@ -101,7 +103,7 @@ def foretold(found: Any, processes: int, together: int) -> str:
     )
 
 
-@click.command()
+@click.command(cls=Lists, lists=LISTS)
 @choices
 @click.option("--init", metavar="ENCODER", help="Start from these weights: a run, an exported folder, or timm:NAME.")
 @click.option("--out", metavar="RUN", help="The run's folder; by default runs/DATA-METHOD.")
@@ -115,6 +117,7 @@ def train(data: str, recipe: str | None, device: str | None, as_json: bool, init
     \b
     gnothi train my-images --out runs/mine
     gnothi train my-images --method dino --backbone micro-vit --epochs 50
+    gnothi train my-images --auxiliary rotation layers local
     gnothi train cells --recipe any-orientation --set training.batch=64
     """  # noqa: D301
     from gnothi import distributed, pretrain, report
