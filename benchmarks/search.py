@@ -48,7 +48,7 @@ def knn() -> dict[str, float]:
     train, test = (torch.randn(n, 512, generator=generator(0, "rows", n)) for n in (50_000, 10_000))
 
     def bare() -> None:
-        for part in test.split(200):
+        for part in test.split(nearest.TALLEST):
             part @ train.T
 
     found = {}

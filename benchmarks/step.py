@@ -4,7 +4,9 @@
 
 Bare: forward, backward and optimiser on views that are ready. Real: the Learner's step with views, checks and metrics. lightly: its transforms, its
 loader and its loss in a plain loop, for the same method (SimCLR), backbone and batch. Every case runs in a process of its own, gnothi and lightly in
-turn; within a process bare and real steps alternate. Writes benchmarks/results/step.json.
+turn; within a process bare and real steps alternate. Loader processes take threads from the step that they feed, so the bare step of a folder is also
+timed with all of them. `x lightly` is how many times as many images a second a case does as lightly with its defaults (fp32, plain memory format), and
+as lightly at the same precision and memory format where that is a case. Writes benchmarks/results/step.json.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ WARM = 5
 """Steps before the clock starts."""
 PROBE = 12
 """Steps of a trial."""
+BARE = ("forward", "backward", "optimiser")
+"""Parts of the bare step."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class Case:
     """None: gnothi's own choice."""
     channels_last: bool = True
     compile: bool = False
+    fused: bool = True
+    """One kernel for all parameters' steps of the optimiser."""
+    joint: bool = True
+    """Both views go through the network as one batch."""
 
 
 CASES = (
@@ -61,8 +69,13 @@ CASES = (
     Case("micro-resnet fp32", precision="fp32"),
     Case("micro-resnet fp32 plain", precision="fp32", channels_last=False),
     Case("micro-resnet compiled", compile=True),
+    Case("micro-resnet not fused", fused=False),
+    Case("micro-resnet views apart", joint=False),
+    Case("micro-resnet channels first", channels_last=False),
+    Case("micro-resnet none of these", fused=False, joint=False, channels_last=False),
     Case("micro-resnet lightly", who="lightly", precision="fp32", channels_last=False),
     Case("micro-resnet lightly channels last", who="lightly", precision="fp32"),
+    Case("micro-resnet lightly bf16", who="lightly", precision="bf16"),
     Case("micro-vit", backbone="micro-vit"),
     Case("resnet18", backbone="resnet18", steps=20),
     Case("resnet18 lightly", who="lightly", backbone="resnet18", precision="fp32", channels_last=False, steps=8),
@@ -87,16 +100,20 @@ def ours(case: Case, data: Path) -> dict[str, float]:
     size = 32 if case.data == "memory" else 96
     training = {"batch": case.batch, "channels_last": case.channels_last, "precision": case.precision, "compile": case.compile}
     chosen = {"backbone": {"name": case.backbone}, "method": {"name": "simclr"}, "views": {"size": size}, "training": training}
+    chosen["method"] |= {"joint_views": case.joint}
     resolved = resolve(str(data), settings=chosen)
     torch.set_num_threads(resolved.threads)
     objective = pretrain.build(resolved)
     views = pretrain.batches(resolved, objective)
     s = resolved.spec
     learner = Learner(objective, views, spec=s.training, optimiser=s.optimiser, total=100_000, per_epoch=resolved.per_epoch, seed=0)
+    for group in learner.optimiser.param_groups:
+        group["fused"] = case.fused
     ready = views(0)
-    marks: dict[str, list[float]] = {name: [] for name in ("forward", "backward", "optimiser", "real", "views")}
+    marks: dict[str, list[float]] = {name: [] for name in (*BARE, "real", "views")}
+    wide: dict[str, list[float]] = {name: [] for name in BARE}
 
-    def bare() -> None:
+    def bare(into: dict[str, list[float]] = marks) -> None:
         began = clock(resolved.device)
         total, _, _ = learner.module(ready, Step(0, 0, 1))
         forward = clock(resolved.device)
@@ -104,13 +121,15 @@ def ours(case: Case, data: Path) -> dict[str, float]:
         backward = clock(resolved.device)
         learner.optimiser.step()
         learner.optimiser.zero_grad(set_to_none=True)
-        for name, seconds in zip(marks, (forward - began, backward - forward, clock(resolved.device) - backward), strict=False):
-            marks[name].append(seconds)
+        for name, seconds in zip(BARE, (forward - began, backward - forward, clock(resolved.device) - backward), strict=True):
+            into[name].append(seconds)
 
     if case.data == "folder":  # loader processes go on reading while other steps run, so each kind has its own stretch
         measure_stretch(learner.step, marks["real"], case.steps, resolved.device)
         views.close()
         measure_stretch(bare, [], case.steps // 2, resolved.device)
+        torch.set_num_threads(resolved.threads + resolved.workers)
+        measure_stretch(lambda: bare(wide), [], case.steps // 2, resolved.device)
     else:
         for number in range(case.steps + WARM):
             bare()
@@ -119,9 +138,10 @@ def ours(case: Case, data: Path) -> dict[str, float]:
     found = {name: statistics.median(values[WARM:]) for name, values in marks.items() if values}
     if case.data == "folder":
         found["real"] = statistics.fmean(marks["real"][WARM:])  # reading comes in bursts, and the median hides them
+        found["bare all threads"] = sum(statistics.median(values[WARM:]) for values in wide.values())
     views.close()
     about = {"precision": s.training.precision or "", "threads": resolved.threads, "workers": resolved.workers}
-    return {**found, "bare": found["forward"] + found["backward"] + found["optimiser"], **about, "memory": peak(resolved.device)}  # type: ignore[dict-item]
+    return {**found, "bare": sum(found[name] for name in BARE), **about, "memory": peak(resolved.device)}  # type: ignore[dict-item]
 
 
 def measure_stretch(action: Callable[[], object], into: list[float], steps: int, device: torch.device) -> None:
@@ -139,7 +159,7 @@ def lightlys(case: Case, data: Path, workers: int) -> dict[str, float]:
 
     size = 32 if case.data == "memory" else 96
     backbone = backbones.build(BackboneSpec(name=case.backbone), 3, size, 0)
-    model, loss = lightly.RECIPES["simclr"](lightly.Pooled(backbone), int(backbone.width))  # type: ignore[arg-type]
+    model, loss = lightly.RECIPES["simclr"](lightly.Pooled(backbone, case.precision or "fp32"), int(backbone.width))  # type: ignore[arg-type]
     if case.channels_last:
         model.to(memory_format=torch.channels_last)
     optimiser = lightly.optimiser("simclr", model)
@@ -207,6 +227,20 @@ def measure(case: dict[str, Any], data: str, workers: int) -> dict[str, float]:
     return ours(one, Path(data)) if one.who == "gnothi" else lightlys(one, Path(data), workers)
 
 
+def over_lightly(row: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """How many times as many images a second one of our cases does as lightly with its defaults, and as lightly alike, where these were measured."""
+    same = [r for r in known.values() if r["who"] == "lightly" and all(r[k] == row[k] for k in ("backbone", "data"))]
+    wanted = {"defaults": ("fp32", False), "alike": (row["precision"], row["channels_last"])}
+    rates = {(r["precision"], r["channels_last"]): r["batch"] / r["real"] for r in same}
+    return {name: round(row["batch"] / row["real"] / rates[kind], 4) for name, kind in wanted.items() if kind in rates}
+
+
+def kept(known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """All cases in their order, ours with ``lightly``."""
+    ordered = {case.name: known[case.name] for case in CASES if case.name in known}
+    return {name: row | ({"lightly": over_lightly(row, known)} if row["who"] == "gnothi" else {}) for name, row in ordered.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="cases; by default all")
@@ -224,11 +258,13 @@ def main() -> None:
             if not given.names or case.name in given.names:
                 case = replace(case, steps=given.steps or case.steps)
                 f = child(case, data[case.data])
-                known[case.name] = {**asdict(case), **f}
+                known = kept(known | {case.name: {**asdict(case), **f}})
                 shares = "".join(f"{f[k] / f['real']:>{w}.3f}" if k in f else " " * w for k, w in (("views", 8), ("forward", 9), ("backward", 10)))
                 line = f"{case.name:<36}{f['bare'] / f['real']:>12.3f}{shares}{f['real']:>8.3f} s{case.batch / f['real']:>10.0f}"
                 print(f"{line}{f['memory'] / 2**20:>6.0f} MiB", flush=True)
                 write_text(RESULTS, json.dumps(known, indent=1) + "\n")
+        for name, row in known.items():
+            print(f"{name:<36}" + "".join(f"{times:>8.2f} x lightly {kind}" for kind, times in row.get("lightly", {}).items()))
 
 
 if __name__ == "__main__":

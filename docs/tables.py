@@ -169,11 +169,16 @@ def _took(command: dict[str, Any]) -> str:
 # ---- speed ---------------------------------------------------------------------------------------
 def step() -> str:
     rows = results("step", "benchmarks")
-    lines = ["| case | precision | images/s | bare / real | views | forward | backward | memory |", "|---|---|---|---|---|---|---|---|"]
+    heads = (
+        "precision | steps | images/s | of the bare step | bare / real | views | forward | backward | x lightly's defaults | x lightly alike | memory"
+    )
+    lines = [f"| case | {heads} |", "|" + "---|" * 12]
     for name, r in rows.items():
         shares = " | ".join(f"{r[k] / r['real']:.2f}" if k in r else "" for k in ("views", "forward", "backward"))
-        about = f"| {name} | {r.get('precision') or ''} | {r['batch'] / r['real']:.0f} | {r['bare'] / r['real']:.3f}"
-        lines.append(f"{about} | {shares} | {r['memory'] / 2**20:.0f} MiB |")
+        times = " | ".join(f"{r['lightly'][k]:.2f}" if k in r.get("lightly", {}) else "" for k in ("defaults", "alike"))
+        wide = f" ({r['bare all threads'] / r['real']:.3f} with all threads)" if "bare all threads" in r else ""
+        about = f"| {name} | {r.get('precision') or ''} | {r['steps']} | {r['batch'] / r['real']:.0f} | {r['batch'] / r['bare']:.0f}"
+        lines.append(f"{about} | {r['bare'] / r['real']:.3f}{wide} | {shares} | {times} | {r['memory'] / 2**20:.0f} MiB |")
     return "\n".join(lines) if rows else NOT_YET
 
 

@@ -157,3 +157,42 @@ def test_a_row_measured_anew_replaces_its_own_and_no_other() -> None:
     assert [r["step"] for r in found] == [1.0] * 7 + [2.0] + [1.0] * 5
     assert [r["step"] for r in replaced(found, {**ROWS[0], "step": 3.0})] == [3.0] + [1.0] * 6 + [2.0] + [1.0] * 5
     assert replaced([], {**ROWS[1], "step": 1.0}) == [{**ROWS[1], "step": 1.0}]
+
+
+# ---- steps ---------------------------------------------------------------------------------------
+def test_a_case_stands_beside_lightly_s_defaults_and_beside_lightly_alike() -> None:
+    from dataclasses import asdict
+
+    from benchmarks.step import CASES, kept
+
+    of = {case.name: case for case in CASES}
+    real = {"micro-resnet": 0.1, "micro-resnet fp32": 0.2, "micro-resnet lightly": 0.5, "micro-resnet lightly bf16": 0.3, "resnet18": 0.1}
+    known = {name: {**asdict(of[name]), "real": real[name], "precision": of[name].precision or "bf16"} for name in reversed(real)}
+    found = kept(known)
+    assert list(found) == ["micro-resnet", "micro-resnet fp32", "micro-resnet lightly", "micro-resnet lightly bf16", "resnet18"]
+    assert {name: row.get("lightly") for name, row in found.items()} == {
+        "micro-resnet": {"defaults": 5.0, "alike": 3.0},
+        "micro-resnet fp32": {"defaults": 2.5},
+        "micro-resnet lightly": None,
+        "micro-resnet lightly bf16": None,
+        "resnet18": {},
+    }
+
+
+@pytest.mark.parametrize(("name", "apart", "fused"), [("micro-resnet", False, True), ("micro-resnet none of these", True, False)])
+def test_a_case_is_timed_as_it_says(name: str, apart: bool, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many batches go through the network, and how the optimiser steps."""
+    from dataclasses import replace
+
+    from benchmarks import step
+    from gnothi.training.learner import Learner
+
+    np.save(tmp_path / "noise.npy", torch.randint(256, (32, 32, 32, 3), generator=generator(0, "noise"), dtype=torch.uint8).numpy())
+    monkeypatch.setattr(step, "WARM", 0)
+    made: list[Any] = []
+    begin = Learner.__init__
+    monkeypatch.setattr(Learner, "__init__", lambda self, *args, **more: (begin(self, *args, **more), made.append(self))[0])
+    found = step.ours(replace(next(c for c in step.CASES if c.name == name), batch=8, steps=1), tmp_path / "noise.npy")
+    learner = made[0]
+    assert found["bare"] == pytest.approx(found["forward"] + found["backward"] + found["optimiser"])
+    assert learner.objective.method.spec.joint_views is not apart and {g["fused"] for g in learner.optimiser.param_groups} == {fused}
