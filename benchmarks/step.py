@@ -5,8 +5,8 @@
 Bare: forward, backward and optimiser on views that are ready. Real: the Learner's step with views, checks and metrics. lightly: its transforms, its
 loader and its loss in a plain loop, for the same method (SimCLR), backbone and batch. Every case runs in a process of its own, gnothi and lightly in
 turn; within a process bare and real steps alternate. Loader processes take threads from the step that they feed, so the bare step of a folder is also
-timed with all of them. `x lightly` is how many times as many images a second a case does as lightly with its defaults (fp32, plain memory format), and
-as lightly at the same precision and memory format where that is a case. Writes benchmarks/results/step.json.
+timed with all of them. `x lightly` is how many times as many images a second a case does as lightly with its defaults (fp32, plain memory format),
+and as lightly at the same precision and memory format where that is a case. Writes benchmarks/results/step.json.
 """
 
 from __future__ import annotations
