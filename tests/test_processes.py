@@ -64,6 +64,19 @@ def test_training_on_uneven_shards_with_several_processes_is_that_of_one(work: P
 
 
 @pytest.mark.slow
+def test_three_processes_train_on_ten_images_with_a_batch_that_the_rule_gave_them(work: Path) -> None:
+    np.savez("ten.npz", images=noise(10, 20, 20, 3).astype(np.uint8))
+    rule = [word for word in SMALL if word != "training.batch=12"]
+    rule.pop(0)  # the --set of it
+    done = torchrun(3, "train", "ten.npz", "--out", "by three", *rule)
+    assert done.returncode == 0, done.stderr
+    said("train", "ten.npz", "--out", "by one", *rule, "--set", "training.batch=9")
+    one, three = metrics(work / "by one"), metrics(work / "by three")
+    assert one and [m["step"] for m in one] == [m["step"] for m in three]
+    assert [m["loss"] for m in three] == pytest.approx([m["loss"] for m in one], rel=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_embedding_with_several_processes_writes_one_file_with_the_vectors_of_one(work: Path, processes: int) -> None:
     said("embed", "one", "shards:shards", "--out", "one.npz")

@@ -23,8 +23,8 @@ LONG = ("--epochs", "12")
 """So long that a process can be ended long before the last step."""
 
 
-def launched(*args: object, restarts: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
+def launched(*args: object, restarts: int = 0, processes: int = 2) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, "-m", "gnothi", *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, process_group=0
@@ -77,6 +77,14 @@ def test_a_process_that_is_killed_is_named_by_the_other_which_stops_at_once(rank
     code, said = end(launched("train", data, *SMALL, *LONG, "--out", tmp_path / "run", "--resume"), seconds=300)
     assert code == 0, said
     assert same(tmp_path / "run", unbroken)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_of_three_processes_the_one_that_is_killed_is_named_once(rank: int, data: Path, tmp_path: Path) -> None:
+    run = launched("train", data, *SMALL, *LONG, "--set", "training.batch=9", "--out", tmp_path / "run", processes=3)
+    killed(run, tmp_path / "run", rank)
+    code, said = end(run)
+    assert code != 0 and re.findall(r"gnothi: (process \d+ of \d+)", said) == [f"process {rank} of 3"], said
 
 
 @pytest.mark.parametrize("rank", [0, 1])
