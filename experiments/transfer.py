@@ -63,6 +63,7 @@ SMALLER = ("direct", "regression", "clusters", "compress", "seed")
 """Students of the second form."""
 TUNING = FinetuneSpec(share=0.1, lr=0.03, epochs=30)
 SIFT = "bow-sift of these images"
+DEEP = "the teacher"
 RESULTS = Path(__file__).parent / "results"
 Arm = tuple[list[str], dict[str, Any]]
 
@@ -154,7 +155,7 @@ class Study:
         if self.asked.of:
             chosen = ["teacher", *SMALLER, "untrained"] if first else list(SMALLER)
         else:
-            every = ["teacher", "direct", "supervised", *arms("", self.data, self.images, self.asked.fit)]
+            every = ["teacher", "direct", "supervised", *arms(DEEP, self.data, self.images, self.asked.fit)]
             every += ["untrained", *(f"{name} itself" for name in ("hog", "bow-sift", SIFT))]
             chosen = [name for name in every if first or name in KEY or name == "untrained"]
         return [name for name in chosen if not self.asked.arms or name in self.asked.arms]
@@ -172,8 +173,9 @@ class Study:
             return str(self.pretext("direct", seed, self.student))
         if arm == "supervised":
             return str(self.supervised(seed))
-        chosen = arms(self.encoder("teacher", seed), self.data, self.images, self.asked.fit)
-        return str(self.taught(arm, seed, chosen[arm]))
+        teachers, spec = arms(DEEP, self.data, self.images, self.asked.fit)[arm]
+        opened = [self.encoder("teacher", seed) if name == DEEP else name for name in teachers]  # which is trained only where it is asked
+        return str(self.taught(arm, seed, (opened, spec)))
 
     # ---- numbers
     def rows(self, arm: str, metric: str, seed: int) -> list[dict[str, Any]]:
