@@ -78,8 +78,8 @@ def compare(
         image, and ``paired``, ``paired_concatenation`` and ``paired_chosen``: the differences to the first two and to PCA by the chosen power, with
         their intervals. Under ``torchrun`` each process embeds its share, the first one measures, and the others get no results.
     """
-    more = {"options": options, "settings": settings, "seed": seed, "fitted_to": fitted_to, "cache": cache, "device": device, "progress": progress}
-    found = compare_by([(kind, protocol or {})], encoders, data, test, combiners, **more)
+    more: dict[str, Any] = {"options": options, "settings": settings, "seed": seed, "fitted_to": fitted_to, "cache": cache, "device": device}
+    found = compare_by([(kind, protocol or {})], encoders, data, test, combiners, progress=progress, **more)
     return found[0] if found else []
 
 

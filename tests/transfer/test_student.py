@@ -172,11 +172,11 @@ def test_trying_numbers_clusters_as_the_student_s_are(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(library.student, "cluster", cluster)
     monkeypatch.setattr(library.clusters, "cluster", cluster)
-    monkeypatch.setattr(library.student, "WIDE", 100)
+    monkeypatch.setattr(library.student, "WIDE", 10)
     monkeypatch.setattr(library.student, "AXES", 5)
     data, spec = blobs(tmp_path)[0], {"normalise": False, "whiten": True, "memory": 0.5, "restarts": 1}
-    taught(tmp_path, data, spec=spec)
-    library.try_k(["pixels"], data, "4", TransferSpec.of(spec))
+    taught(tmp_path, data, names=["colour"], spec=spec)
+    library.try_k(["colour"], data, "4", TransferSpec.of(spec))
     assert len(asked) == 3 and asked[0] == asked[1] == asked[2] == {**spec, "pca": 5, "iterations": 20}
 
 
