@@ -153,7 +153,8 @@ def _readable(vectors: list[np.ndarray], part: Part) -> tuple[Features, Part]:
 def _whole(vectors: list[np.ndarray], rows: Split, side: str) -> tuple[Features, Split]:
     """The same of a side."""
     found, part = _readable(vectors, getattr(rows, side))
-    return found, replace(rows, **{side: part})
+    changed: dict[str, Any] = {side: part}
+    return found, replace(rows, **changed)
 
 
 @dataclass
