@@ -191,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=65, help="an hour after the first five minutes")
     parser.add_argument("--every", type=float, default=15, metavar="SECONDS")
-    parser.add_argument("--turns", type=int, default=16, metavar="N", help="turns of the hour-old run and a fresh one")
+    parser.add_argument("--turns", type=int, default=16, metavar="N", help="turns of the hour-old run and a fresh one; 0 leaves them out")
     given = parser.parse_args()
     samples: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -202,7 +202,7 @@ def main() -> None:
                 print("  ".join(f"{key} {value:.4g}" for key, value in one.items()), flush=True)
             epochs = (newest(old.metrics) or {}).get("epoch")
             with Trainer(Path(folder) / "images", Path(folder) / "fresh") as fresh:
-                steps = in_turn(old, fresh, given.turns)
+                steps = in_turn(old, fresh, given.turns) if given.turns else {}
                 ended = [old.end(), fresh.end()]
     blocks = rates(samples)
     about = {"minutes": given.minutes, "epochs": epochs, "ended": ended}

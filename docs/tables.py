@@ -263,15 +263,15 @@ def hour() -> str:
         row = found["growth"][key]
         lines.append(f"| {name} | {row['mean']:.1f} | {row['an hour']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}) |")
     about = f"{found['epochs']:,.0f} epochs in {found['minutes']:.0f} minutes; the first five are not counted."
-    step = found["step"]
+    memory = "![MiB of memory over the minutes](images/hour_memory.svg)"
+    step = found.get("step")
+    if not step:  # of a measurement without turns
+        return "\n".join([*lines, "", about, "", memory])
     rows = [f"| {name} | {step[key]['ratio']:.3f} ({step[key]['low']:.3f} to {step[key]['high']:.3f}) |" for key, name in STEP_TIMES.items()]
     turns = f"Over {len(step['turns']['old'])} turns each, after these minutes:"
     ratios = [turns, "", "| a step of the old run, of one of a fresh run | ratio (95 % interval) |", "|---|---|", *rows]
-    charts = [
-        "![MiB of memory over the minutes](images/hour_memory.svg)",
-        "![Milliseconds of a step of both runs, turn by turn](images/hour_step.svg)",
-    ]
-    return "\n".join([*lines, "", about, "", *ratios, "", *charts])
+    chart = "![Milliseconds of a step of both runs, turn by turn](images/hour_step.svg)"
+    return "\n".join([*lines, "", about, "", *ratios, "", memory, chart])
 
 
 TABLES: tuple[Callable[[], str], ...] = (
