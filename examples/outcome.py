@@ -33,7 +33,8 @@ def options(text: str | None, epochs: float, holds: str | None = None) -> argpar
         parser.add_argument("data", type=Path, metavar="DATA_FOLDER", help=holds)
     parser.add_argument("--epochs", type=float, default=epochs, metavar="N", help=f"passes over the images, by default {epochs:g}")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="where the run is put, by default runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the results are put, by default beside the examples")
+    beside = "where the results are put, by default beside the examples; those that lie there are shown, and nothing is trained"
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help=beside)
     return parser
 
 
