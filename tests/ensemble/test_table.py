@@ -43,7 +43,11 @@ def test_numbers_and_differences_are_those_of_evaluation_by_hand() -> None:
     assert (shown["value"], shown["low"], shown["high"]) == (difference.value, difference.low, difference.high)
     difference, shown_too = evaluate.paired(by_hand["gcca"].correct, by_hand[CHOSEN].correct), found["gcca"].details["paired_chosen"]
     assert (shown_too["value"], shown_too["low"], shown_too["against"]) == (difference.value, difference.low, CHOSEN)
-    assert "paired_chosen" not in found[CHOSEN].details and found["gcca"].details["paired"]["against"] == "best" and "paired" not in found["best"].details
+    assert (
+        "paired_chosen" not in found[CHOSEN].details
+        and found["gcca"].details["paired"]["against"] == "best"
+        and "paired" not in found["best"].details
+    )
     assert found["best"].value == found["colour"].value and shown["value"] != found["gcca"].details["paired"]["value"]
 
 
