@@ -135,6 +135,8 @@ class Study:
             try:
                 found = self.found(*arm.split())
             except (FloatingPointError, RunError) as why:
+                if why.__cause__ is not None:  # a disk that is full, not a run that diverged
+                    raise
                 found = {"failed": str(why)}
             write_text(RESULTS, json.dumps(known() | {arm: {**found, "threads": self.threads}}, indent=1) + "\n")
             print(f"{arm}: {found.get('value') or found['failed']} after {time.monotonic() - began:.0f} s", flush=True)

@@ -36,7 +36,7 @@ def _cost(encoder: Encoder, name: str) -> dict[str, float]:
     if not isinstance(encoder, NetworkEncoder):
         return {"parameters": 0, "flops": 0}
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        encoder.backbone(torch.zeros(1, encoder.channels, encoder.size, encoder.size))
+        encoder.backbone(torch.zeros(1, encoder.channels, encoder.size, encoder.size, device=encoder.device))
     found = {"parameters": sum(p.numel() for p in encoder.backbone.parameters()), "flops": counter.get_total_flops()}
     return found if name.endswith("@untrained") else found | training(Path(name.partition("@")[0]))
 

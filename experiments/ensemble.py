@@ -19,7 +19,8 @@ it is measured on the test split: the final table, by which nothing may be chose
 What is measured is k-NN with k=20 and k=200 and a linear classifier, of the same fits; the best member and the chosen power of PCA are chosen by the
 same k and temperature. Differences to both, and to the concatenation, stand beside every number with their intervals.
 DATA of --transfer is a name that gnothi opens, or a folder of train.npz and test.npz; grey images are told to the members in three equal channels.
-Resumable: what stands in the results is not run again, runs and fits go on. With 20 epochs, training takes about ten minutes a member on one core.
+Resumable: what stands in the results is not run again, runs go on, fits begin again. With 20 epochs, training takes about ten minutes a member on
+one core.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class Study:
         found = []
         for part in LENGTHS:
             epochs = part * self.epochs
-            run = self.trained(f"simclr-{seed}" if part == 1 else f"simclr-{seed}-{epochs:g}-epochs", "simclr", int(seed), epochs=epochs)
+            run = self.trained(f"simclr-{seed}" if part == 1 else f"simclr-{epochs:g}-epochs-{seed}", "simclr", int(seed), epochs=epochs)
             found += [{"epochs": epochs, **r} for r in self.compared([run], int(seed), ("pca",))]
         return found
 
@@ -144,7 +145,7 @@ class Study:
         for steps in STEPS:
             began = time.monotonic()
             x, y = (made.transform(part, steps=steps) for part in features)
-            about = {"steps": steps, "seconds": round(time.monotonic() - began, 2)}
+            about = {"steps": steps, "embed_seconds": round(time.monotonic() - began, 2)}
             found += [{**about, **r} for r in by_neighbours(f"{steps} steps", x, y, rows, int(seed))]
         return found
 

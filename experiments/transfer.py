@@ -167,8 +167,7 @@ class Study:
         if arm == "untrained":
             return f"{self.encoder('direct', seed)}@untrained"
         if arm == "teacher":
-            first = self.asked.seeds[0]  # one for all students
-            return str(self.asked.of or self.pretext("teacher", first, {"name": self.asked.teacher}))
+            return str(self.asked.of or self.pretext("teacher", 0, {"name": self.asked.teacher}))  # one for all students
         if arm == "direct":
             return str(self.pretext("direct", seed, self.student))
         if arm == "supervised":
@@ -223,7 +222,7 @@ class Study:
     def all(self) -> None:
         """Every arm of every seed that is not in the results."""
         for seed in self.asked.seeds:
-            for arm in self.names(seed == self.asked.seeds[0]):
+            for arm in self.names(seed == 0):
                 for metric in (
                     "knn",
                     "linear",

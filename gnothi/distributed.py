@@ -34,6 +34,14 @@ class Lost(RunError):
         self.aloud = aloud
 
 
+class Shared(SettingError):
+    """Several processes were to compute on one GPU; ``aloud`` on the one process that should tell."""
+
+    def __init__(self, message: str, aloud: bool) -> None:
+        super().__init__(message)
+        self.aloud = aloud
+
+
 def device_of(name: str | None) -> torch.device:
     """A device by name (cpu, cuda, cuda:1, mps); by default CUDA where there is one. Of several processes each takes a GPU of its own.
 
@@ -58,7 +66,8 @@ def _own_gpu(asked: torch.device) -> torch.device:
     if here > count:
         raise SettingError(f"--device cuda: {here} processes need as many GPUs, this machine has {count}; start {count}, or give --device cpu")
     if asked.index not in (None, local) and here > 1:
-        raise SettingError(f"--device {asked}: {here} processes cannot share a GPU; --device cuda gives each its own")
+        speaks = local == (1 if asked.index == 0 else 0)  # the process whose own GPU it is has nothing to say
+        raise Shared(f"--device {asked}: {here} processes cannot share a GPU; --device cuda gives each its own", speaks)
     return torch.device("cuda", local if asked.index is None else asked.index)
 
 
@@ -87,7 +96,10 @@ def job() -> str:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
-    return f"{socket.gethostname()} {os.getppid()}" if one_machine else os.environ["TORCHELASTIC_RUN_ID"]  # of one machine it is often "none"
+    if one_machine:  # where the name is often "none"
+        return f"{socket.gethostname()} {os.getppid()}"
+    name = os.environ["TORCHELASTIC_RUN_ID"]
+    return name if name != "none" else ":".join(os.environ.get(key, "") for key in ("MASTER_ADDR", "MASTER_PORT"))
 
 
 def stop() -> None:
@@ -104,6 +116,9 @@ def together() -> Iterator[None]:
         Lost: another process ended.
     """
     with _patient():
+        if world() > 1:
+            with suppress(RuntimeError):  # what was said of an error that somebody caught
+                dist.distributed_c10d._get_default_store().delete_key(_key("end", rank()))
         try:
             yield
         except Lost:

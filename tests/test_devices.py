@@ -60,6 +60,9 @@ def test_a_restart_goes_on_only_with_what_the_same_call_of_torchrun_began(monkey
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert not restarted(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "4")  # over several machines the call goes by its name
+    monkeypatch.setenv("MASTER_ADDR", "first")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert distributed.job() == "first:29500"  # or by its address, where it was given none
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "cells-7")
     assert distributed.job() == "cells-7"
     with owned(tmp_path):
@@ -80,6 +83,9 @@ class Store(dict[str, bytes]):
         if key not in self:
             raise RuntimeError("no such key")
         return self[key]
+
+    def delete_key(self, key: str) -> bool:
+        return self.pop(key, None) is not None
 
     def check(self, keys: list[str]) -> bool:
         return all(key in self for key in keys)
@@ -111,6 +117,26 @@ def test_a_process_that_ends_by_any_error_says_why(store: Store, error: Exceptio
     with pytest.raises(type(error)), distributed.together():
         raise error
     assert store["gnothi end 0"].decode() == said
+
+
+def test_what_a_process_said_of_an_error_that_was_caught_is_not_believed_later(store: Store) -> None:
+    with pytest.raises(DataError), distributed.together():
+        raise DataError("no such data")
+    assert distributed._word(0) == "no such data"
+    with distributed.together():
+        assert distributed._word(0) is None  # nothing is known but that it lives
+
+
+def test_one_process_says_that_a_gpu_would_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked, speaker in ((0, 1), (1, 0), (2, 0)):
+        spoke = []
+        for local in range(3):
+            processes(monkeypatch, local, 3, 3)
+            try:
+                distributed.device_of(f"cuda:{asked}")
+            except distributed.Shared as error:
+                spoke += [local] if error.aloud else []
+        assert spoke == [speaker]
 
 
 def test_others_that_are_alive_are_not_called_killed(store: Store) -> None:

@@ -119,7 +119,7 @@ def test_lengths_are_runs_of_their_own_and_students_learn_all_images(module: Any
     monkeypatch.setattr(module.Study, "compared", lambda self, members, seed, combiners: [{"encoder": members[0]}])
     assert [r["epochs"] for r in study.length("2")] == [1, 2, 4, 8]
     assert [(name, s["training"]["epochs"], s["seed"]) for name, s in trained] == [
-        ("simclr-2-1-epochs", 1, 2), ("simclr-2-2-epochs", 2, 2), ("simclr-2", 4, 2), ("simclr-2-8-epochs", 8, 2)
+        ("simclr-1-epochs-2", 1, 2), ("simclr-2-epochs-2", 2, 2), ("simclr-2", 4, 2), ("simclr-8-epochs-2", 8, 2)
     ]  # fmt: skip
     taught: list[dict[str, Any]] = []
     monkeypatch.setattr(module, "transfer", lambda teachers, data, **asked: taught.append({"teachers": teachers, **asked}))

@@ -102,6 +102,11 @@ def test_what_cannot_be_cut_so_is_refused(processes: int, images: int | None, to
     assert str(caught.value) == words
 
 
+def test_a_batch_by_rule_is_one_that_the_processes_of_a_prediction_can_share() -> None:
+    by_rule = [resolve("photos", recipe_name="any", device="cpu", processes=n).spec.training.batch for n in (None, 3, 5)]
+    assert by_rule == [128, 126, 125]
+
+
 @pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.parametrize("together", [1, 2])

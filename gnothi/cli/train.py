@@ -69,7 +69,7 @@ def plan(
     from gnothi.recipes.resolve import resolve
     from gnothi.training.progress import duration
 
-    resolved = resolve(data, recipe_name=recipe, settings=chosen(**choice), device=device)
+    resolved = resolve(data, recipe_name=recipe, settings=chosen(**choice), device=device, processes=processes)
     if processes is not None or images is not None:
         found = planning.predict(resolved, processes or 1, None if images is None else int(images), together)
         told(

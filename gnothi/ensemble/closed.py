@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gnothi.contracts import SettingError, Spec
-from gnothi.ensemble.members import Features, eigen, moments, unit
+from gnothi.ensemble.members import Features, eigen, moments, principal, unit
 
 
 class Linear:
@@ -148,9 +148,9 @@ class PCASpec(ChoiceSpec):
 def pca(features: Features, spec: PCASpec) -> Linear:
     """Principal components of the centred concatenation, scaled by a power of their deviation."""
     assert not isinstance(spec.power, str)
-    sizes, (mean, covariance) = widths(features), moments(features)
-    matrix = spectral(covariance, chosen_width(spec.width, features), spec.power, spec.floor)
-    return split(features, mean, matrix, [0] * len(sizes), matrix.shape[1])
+    mean, values, vectors, level = principal(features, chosen_width(spec.width, features))
+    matrix = vectors * values.clamp(min=spec.floor * level) ** ((spec.power - 1) / 2)
+    return split(features, mean, matrix, [0] * len(features), matrix.shape[1])
 
 
 def chosen_width(asked: int | None, features: Features) -> int:

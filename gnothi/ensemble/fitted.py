@@ -34,6 +34,8 @@ from gnothi.training.checkpoint import digest
 
 log = logging.getLogger(__name__)
 ABOUT, TENSORS = "ensemble.json", "ensemble.safetensors"
+FORM = 2
+"""Of what an unfinished fit holds; one of another form begins again."""
 HALF = re.compile(r"\.ensemble\.(json|safetensors)\.\d+\.tmp")
 """What a process leaves that is killed while it writes one of the two."""
 UNFINISHED = ".fit-"
@@ -125,7 +127,7 @@ def make(
     if distributed.rank():
         return None
     labels, groups = (None if x is None else x[rows] for x in (source.labels, source.groups))
-    asked = [combiner, spec.model_dump(mode="json"), seed, [m.fingerprint for m in members], source.fingerprint()]
+    asked = [FORM, combiner, spec.model_dump(mode="json"), seed, [m.fingerprint for m in members], source.fingerprint()]
     state = folder / f"{UNFINISHED}{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
     made = fit(vectors, combiner, seed=seed, labels=labels, groups=groups, names=list(encoders), folder=state, hears=hears, **options)
     about = {"name": data if isinstance(data, str) else None, "fingerprint": source.fingerprint(), "n": len(rows)}

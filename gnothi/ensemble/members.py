@@ -15,6 +15,8 @@ from gnothi.randomness import generator
 
 BLOCK = 4096
 """Rows that are held at a time."""
+RANK = 1e-8
+"""Part of the largest variance below which products of rows with rows do not say the direction of a component."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,35 @@ def moments(features: Features) -> tuple[Tensor, Tensor]:
 def eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [D], largest first and not below 0, and eigenvectors [D, D] by column, whose largest entry is positive."""
     values, vectors = torch.linalg.eigh(covariance)
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    return values.flip(0).clamp(min=0), _upright(vectors.flip(1))
+
+
+def _upright(vectors: Tensor) -> Tensor:
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return values, vectors * torch.where(largest < 0, -1.0, 1.0)
+    return vectors * torch.where(largest < 0, -1.0, 1.0)
+
+
+def principal(features: Features, width: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The first principal components of the concatenation at unit length: by rows with rows where these are fewer than the numbers of a row.
+
+    Args:
+        features: [N, D_j] a member.
+        width: how many components, below N.
+
+    Returns:
+        Mean [D], variances [width], components [D, width] by column, all float64, and the mean variance of the D numbers.
+    """
+    n, total = len(features[0]), sum(x.shape[1] for x in features)
+    if n < total:
+        x = torch.cat([unit(f, slice(None)).double() for f in features], dim=1)
+        mean = x.mean(0)
+        x -= mean
+        values, rows = eigen(x @ x.T / n)
+        if values[width - 1] > RANK * values[0]:  # below, the rows say nothing of the component
+            return mean, values[:width], _upright(x.T @ rows[:, :width] / (n * values[:width]).sqrt()), float(values.sum() / total)
+    mean, covariance = moments(features)
+    values, vectors = eigen(covariance)
+    return mean, values[:width], vectors[:, :width], float(values.mean())
 
 
 def spectrum(features: Features) -> Tensor:

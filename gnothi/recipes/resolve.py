@@ -93,7 +93,14 @@ def _count(n: float | None, what: str) -> str:
     return f"{number} {what}" if n == 1 else f"{number} {what}{'es' if what.endswith('s') else 's'}"
 
 
-def resolve(data: str | Source, *, recipe_name: str | None = None, settings: Mapping[str, Any] | None = None, device: str | None = None) -> Resolved:
+def resolve(
+    data: str | Source,
+    *,
+    recipe_name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    processes: int | None = None,
+) -> Resolved:
     """Decide every setting of a run: rules under the recipe under what the caller says.
 
     Args:
@@ -101,6 +108,7 @@ def resolve(data: str | Source, *, recipe_name: str | None = None, settings: Map
         recipe_name: one of ``recipes.named.RECIPES``; None for the data's own, or "any".
         settings: nested settings that win.
         device: cpu, cuda or mps.
+        processes: that will share a batch by rule; by default those there are.
 
     Raises:
         SettingError: a setting is unknown or impossible.
@@ -118,7 +126,7 @@ def resolve(data: str | Source, *, recipe_name: str | None = None, settings: Map
         raise DataError(f"{name} has {len(source)} images; training needs at least 4")
     kept, held = _holdout(source, early)
     pixels = sources.pixels(kept, seed=0)
-    facts = rules.Facts(len(kept), source.channels, _side(kept), where.type, _has_bf16(where), distributed.world())
+    facts = rules.Facts(len(kept), source.channels, _side(kept), where.type, _has_bf16(where), processes or distributed.world())
     full = spec.load(spec.merge(rules.defaults(facts, chosen), chosen))
     _check(full, len(kept), where)
     views = rules.crops(full.views, full.method.name, source.channels)

@@ -232,6 +232,8 @@ def _made(folder: Path, asked: dict[str, Any]) -> bool:
     except ValueError:
         before = {}
     for key, value in asked.items():
+        if key == "fit" and before and key not in before:
+            continue  # of a version that did not keep it; the name stands among the settings
         if before.get(key) != value:
             raise SettingError(f"{folder} holds targets of another {key.removesuffix('s')} than this one; --out takes another folder")
     return (folder / "targets.safetensors").is_file()
@@ -336,13 +338,17 @@ def measured(folders: Sequence[Path], teachers: Sequence[str | Encoder], data: s
     said = json.loads((Path(folders[0]) / "spec.json").read_text(encoding="utf-8"))["settings"] if folders else {}
     settings = _data_spec(data, {"data": {k: v for k, v in (said.get("data") or {}).items() if k != "name"}})
     source = open_data(data, settings=settings)
-    if source.labels is None or not (source.labels >= 0).any():
-        return []
     names, own = [*map(str, folders), *teachers], own_test(data, settings)
+    if not _labelled(source) or (own is not None and not _labelled(open_data(f"{data}@{own}", settings=settings))):
+        return []
     if own is None and settings.holdout:
-        kept, held = holdout(source, settings.holdout, said["seed"])  # as the students' runs did
-        return evaluation.run("knn", names, Subset(source, kept), Subset(source, held), device=device)
+        kept, held = (Subset(source, rows) for rows in holdout(source, settings.holdout, said["seed"]))  # as the students' runs did
+        return evaluation.run("knn", names, kept, held, device=device) if _labelled(kept) and _labelled(held) else []
     return evaluation.run("knn", names, data, settings=settings, device=device)
+
+
+def _labelled(source: Source) -> bool:
+    return source.labels is not None and bool((source.labels >= 0).any())
 
 
 # ---- choosing k ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gnothi.contracts import DataError, SettingError
 from gnothi.data import ArraySource, holdout
-from gnothi.ensemble import COMBINERS, Ensemble, fit
+from gnothi.ensemble import COMBINERS, Ensemble, fit, members
 from gnothi.ensemble.best import POWERS
 from gnothi.ensemble.members import exponent, moments, spectrum
 from gnothi.evaluate import knn
@@ -57,6 +57,25 @@ def test_pca_is_that_of_scikit_learn(whiten: bool) -> None:
     expected = PCA(10, whiten=whiten, svd_solver="full").fit_transform(together(features)) * (np.sqrt(400 / 399) if whiten else 1)
     found = fit(features, "pca", power=0.0 if whiten else 1.0, width=10, floor=1e-12).transform(features)
     assert same_up_to_sign(found, expected)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("power", [0.0, 0.25, 1.0])
+def test_fewer_rows_than_numbers_have_the_components_of_their_covariance(power: float, repeated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where rows repeat, so that there are fewer directions than components asked for: on these, codes are 0."""
+    features = [x[:30] for x in drawn((25, 40), n=60)]
+    features = [torch.cat([x[:15], x[:15]]) for x in features] if repeated else features
+    made = fit(features, "pca", power=power, width=20)
+    found = made.transform(features)
+    mean, covariance = moments(features)
+    values, vectors = np.linalg.eigh(covariance.numpy())
+    scale = np.maximum(values[::-1], 1e-4 * values.mean()) ** ((power - 1) / 2)
+    expected = (together(features) - mean.numpy()) @ (vectors[:, ::-1] * scale)[:, :20]
+    assert same_up_to_sign(found, expected, 1e-8 if not repeated else 1e-6)
+    asked = []
+    monkeypatch.setattr(members, "eigen", lambda x, known=members.eigen: asked.append(len(x)) or known(x))
+    fit(features, "pca", power=power, width=20)
+    assert asked == ([30] if not repeated else [30, 65])
 
 
 @pytest.mark.parametrize("power", [0.0, 0.25, 0.5, 1.0, 1.25])

@@ -157,6 +157,12 @@ def test_the_table_of_baselines_asks_rows_that_taught_nobody(tmp_path: Path) -> 
     assert all(r.n == len(held) for r in found)
     x = np.asarray(gnothi.load("pixels").embed_source(source))
     assert found[2].value == gnothi.evaluate.knn(x[kept], source.labels[kept], x[held], source.labels[held]).value
+    (tmp_path / "few.csv").write_text("name,label\n" + "".join(f"{row:03d}.png,a\n" for row in kept[:3].tolist()))  # none of those that ask
+    (tmp_path / "few").mkdir()
+    spec = {"settings": {"seed": 0, "data": {"name": data, "holdout": 0.1, "labels": str(tmp_path / "few.csv")}}}
+    (tmp_path / "few" / "spec.json").write_text(json.dumps(spec))
+    few = gnothi.data.open(data, settings=gnothi.data.DataSpec(labels=str(tmp_path / "few.csv")))
+    assert (few.labels[gnothi.data.holdout(few, 0.1, 0)[1]] < 0).all() and library.measured([tmp_path / "few"], ["pixels"], data) == []
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "spec.json").write_text('{"settings": {"seed": 0, "data": {"name": "bare.npz", "holdout": 0.1}}}')
     assert library.measured([tmp_path / "bare"], (), packed) == []
@@ -185,6 +191,10 @@ def test_changed_images_of_the_clusters_are_noticed_where_a_run_goes_on(tmp_path
     taught(tmp_path, data, spec={"fit": other})
     assert json.loads((tmp_path / "run" / "transfer.json").read_text())["fit"]["name"] == other
     taught(tmp_path, data, spec={"fit": other}, resume=True)
+    kept = json.loads((tmp_path / "run" / "transfer.json").read_text())
+    (tmp_path / "run" / "transfer.json").write_text(json.dumps({k: v for k, v in kept.items() if k != "fit"}))  # as an older version left it
+    taught(tmp_path, data, spec={"fit": other}, resume=True)
+    (tmp_path / "run" / "transfer.json").write_text(json.dumps(kept))
     np.savez(other, images=255 - np.load(other)["images"])
     with pytest.raises(SettingError, match="holds targets of another fit than this one"):
         taught(tmp_path, data, spec={"fit": other}, resume=True)
