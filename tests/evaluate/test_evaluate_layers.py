@@ -233,7 +233,7 @@ def test_the_command_prints_every_block_and_draws(tmp_path: Path) -> None:
         assert found[3]["value"] == expected.value and found[4]["details"]["paired"]["against"] == "run"
         assert b"<svg" in Path("depth.svg").read_bytes()
         assert len(said(*common, "--metric", "knn", "--over-seeds")["results"]) == 4
-        assert "linear (95 %)" in gnothi(*common).out and "knn less run" in gnothi(*common).out
+        assert "linear (95 %)" in gnothi(*common).out and "knn minus run" in gnothi(*common).out
         refused = gnothi("evaluate", "layers", "pixels", "--data", "noise.npz")
     assert (
         refused.code == 2
