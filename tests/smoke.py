@@ -28,7 +28,7 @@ def main() -> None:
     import gnothi as package
 
     folder = Path(package.__file__).resolve().parent
-    assert REPOSITORY not in folder.parents, f"this is not the installed package: {folder}"
+    assert folder != REPOSITORY / "gnothi", f"this is not the installed package: {folder}"
     shipped = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     written = {str(p.relative_to(REPOSITORY / "gnothi")) for p in (REPOSITORY / "gnothi").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert shipped == written, f"the package lacks {sorted(written - shipped)} or has too much: {sorted(shipped - written)}"
