@@ -32,8 +32,8 @@ from gnothi.data.photos import photo_tiles
 from gnothi.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "hour.json"
-WARM = 300
-"""Seconds before the line begins: caches fill, the first checkpoint and the first evaluation take place."""
+WARM, WARM_STEPS = 300, 900
+"""Seconds and steps before the line begins: caches fill, the first checkpoints and evaluations take place, later where the machine is busy."""
 BLOCK = 300
 TICKS = os.sysconf("SC_CLK_TCK")
 LINES, WARM_LINES = 4, 12
@@ -90,10 +90,10 @@ def watched(pid: int, metrics: Path, seconds: float, every: float) -> Iterator[d
 
 
 def rates(samples: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Means of blocks of five minutes after the first."""
+    """Means of blocks of five minutes, once the run is warm."""
     blocks: dict[int, list[dict[str, float]]] = {}
     for one in samples:
-        if one["seconds"] >= WARM:
+        if one["seconds"] >= WARM and one["step"] >= WARM_STEPS:
             blocks.setdefault(int(one["seconds"] // BLOCK), []).append(one)
     found = []
     for block in blocks.values():

@@ -262,7 +262,7 @@ def hour() -> str:
     for key, name in units.items():
         row = found["growth"][key]
         lines.append(f"| {name} | {row['mean']:.1f} | {row['an hour']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}) |")
-    about = f"{found['epochs']:,.0f} epochs in {found['minutes']:.0f} minutes; the first five are not counted."
+    about = f"{found['epochs']:,.0f} epochs in {found['minutes']:.0f} minutes; the first five, and the first 900 steps, are not counted."
     memory = "![MiB of memory over the minutes](images/hour_memory.svg)"
     step = found.get("step")
     if not step:  # of a measurement without turns

@@ -93,6 +93,13 @@ def test_what_grows_in_an_hour_is_found_with_its_rate_and_what_does_not_is_not()
     assert abs(found["files"]["an hour"] - 2) < 1e-6 and abs(found["threads"]["an hour"]) < 1e-9
 
 
+def test_a_run_that_is_slow_to_get_warm_is_measured_from_when_it_is() -> None:
+    from benchmarks.hour import rates
+
+    samples = [{"seconds": 10.0 * i, "memory": 600.0 if i < 90 else 700.0, "files": 20, "threads": 5, "step": 10 * i} for i in range(300)]
+    assert [b["memory"] for b in rates(samples)] == [700.0] * 7
+
+
 def test_a_step_that_grew_is_told_from_one_that_did_not_while_the_machine_slows_down() -> None:
     """Turns of two runs on a machine that takes ever longer; the old run's steps take 3 % longer by the clock, and as long by the processor."""
     from benchmarks.hour import compared
