@@ -20,7 +20,7 @@ def choices(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--recipe", metavar="R", help="A name that `gnothi recipes` lists; by default the data's own, or everything by rule."),
         click.option("--method", metavar="M", help="simclr, moco, byol, simsiam, swav, dino, barlow, vicreg, or none."),
         click.option("--backbone", metavar="B", help="micro-resnet, micro-vit, alexnet, alexnet-bn, or any timm name."),
-        click.option("--auxiliary", metavar="A A", multiple=True, help="rotation, jigsaw, layers or local; several, or repeated."),
+        click.option("--auxiliary", metavar="A A", multiple=True, help="One or several of rotation, jigsaw, layers and local."),
         click.option("--epochs", type=float, metavar="N", help="Passes over the data; short for --set training.epochs=N."),
         DEVICE,
         SET,
