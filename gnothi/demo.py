@@ -14,6 +14,7 @@ from gnothi.evaluate import Result
 from gnothi.export import export
 from gnothi.files import write_text
 from gnothi.pretrain import train
+from gnothi.training.signals import Interrupted
 
 DATA = "photos"
 ENCODERS = {"pixels": "pixels", "hog": "hog", "colour": "colour", "untrained": "{run}@untrained", "trained": "{run}"}
@@ -43,7 +44,10 @@ def demo(out: str | Path = "runs/demo", say: Callable[[str], None] = print) -> D
         _mine(folder)
     else:
         say("1/4 Learning from 4,000 photograph tiles, without their labels.")
-        train(DATA, out=folder, resume=(Path(folder) / "spec.json").exists())
+        try:
+            train(DATA, out=folder, resume=(folder / "spec.json").exists())
+        except Interrupted as stopped:
+            raise Interrupted(f"{str(stopped).partition(';')[0]}; the same command goes on", stopped.exit_code - 128) from None
     say("2/4 Measuring on tiles from the other side of each photograph: pixels, HOG, colour, untrained, trained.")
     results = measure(folder)
     exported = folder / "encoder"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import gnothi
 from gnothi.contracts import DataError, EncoderError, Encoding, Pixels, RunError, SettingError, Source
+from gnothi.data import DataSpec
 from gnothi.data import open as open_data
 from gnothi.data.folder import printable
 from gnothi.encoders import Encoder, load
@@ -177,13 +178,14 @@ def _images(network: NetworkEncoder, data: str | Source | None) -> list[Tensor]:
 
 def _own_data(network: NetworkEncoder) -> Source:
     spec = Path(network.name.partition("@")[0]).expanduser() / "spec.json"
-    name = twice.read(spec.parent)["settings"]["data"]["name"] if spec.is_file() else "photos"
+    chosen = twice.read(spec.parent)["settings"]["data"] if spec.is_file() else {"name": "photos"}
+    name, settings = chosen["name"], DataSpec.model_validate({key: chosen[key] for key in DataSpec.model_fields if key in chosen})
     if name == "photos" and not (network.channels == 3 and (network.any_range or (network.pixels.low, network.pixels.high) == (0, 255))):
         raise SettingError(
             f"--data must be given for {network.name}: images to compare on, of {network.channels} channels and the range it was trained on"
         )
     try:
-        return open_data(name)
+        return open_data(name, settings=settings)
     except DataError as error:
         raise SettingError(f"--data must be given for {network.name}, its own images cannot be opened: {error}") from None
 

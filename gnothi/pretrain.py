@@ -77,9 +77,9 @@ def _build(resolved: Resolved, init: str | None) -> Objective:
         if isinstance(method, Alone):
             method.meet(resolved.kept)
     auxiliaries = {}
-    for i, (name, settings) in enumerate(s.auxiliary.items()):
+    for name, settings in s.auxiliary.items():
         if settings.weight > 0:
-            with seeded(s.seed, f"init {name}", i):
+            with seeded(s.seed, f"init {name}"):  # of its name alone: one beside it, or its weight, changes nothing
                 auxiliaries[name] = AUXILIARIES[name][1](method, settings)
     method.autocast = torch.bfloat16 if s.training.precision == "bf16" else torch.float32
     return Objective(method, auxiliaries)
@@ -308,7 +308,7 @@ def _run(resolved: Resolved, folder: Path, learner: Learner, init: str | None, r
         twice.write(folder, {**resolved.record(), "init": init})
         if not (folder / changes.FILE).exists():
             changes.write(folder / changes.FILE, resolved.source)
-        write_text(folder / "environment.json", json.dumps(environment(), indent=1))
+        write_text(folder / "environment.json", json.dumps(environment() | _first_command(folder), indent=1))
         for left in folder.glob(".*.tmp"):
             left.unlink()  # half a file, of a run that was killed
         if saved is None:
@@ -328,6 +328,14 @@ def _run(resolved: Resolved, folder: Path, learner: Learner, init: str | None, r
         learner.journal.progress.close()
         views.close()
     return finish(resolved, folder, learner, state.broken(views))
+
+
+def _first_command(folder: Path) -> dict[str, Any]:
+    """The command that began a run which is gone on with; what goes on need not say its settings again."""
+    try:
+        return {"command": json.loads((folder / "environment.json").read_text(encoding="utf-8"))["command"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def settle_statistics(resolved: Resolved, learner: Learner) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import torch
 from terminal import SMALL, TRAIN, Done, N, everything, gnothi, noise, refused, said, torchrun, write_data
 
 from gnothi import cli
-from gnothi.training import checkpoint
+from gnothi.cli.options import onward
+from gnothi.training import checkpoint, twice
 
 TIMES = ("seconds", "images_per_second", "waiting")
 
@@ -72,6 +74,18 @@ finally:
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]"
     assert "gnothi demo                              see it work" in done.stdout
     assert all(f"\n  {name} " in done.stdout for name in cli.cli.commands)
+
+
+def test_the_next_step_of_a_run_can_be_typed(tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    data = {"name": "my images", "labels": "a b.csv", "channels": None, "holdout": 0.1}
+    measure = ["evaluate", "knn", str(folder), f"{folder}@untrained", "pixels", "colour", "--data"]
+    for labelled, verb in ((7, measure), (0, ["neighbours", str(folder), "IMAGE", "--in"])):
+        twice.write(folder, {"settings": {"data": data}, "source": {"n": 9, "labelled": labelled}})
+        words = shlex.split(onward(folder))
+        assert words[:2] == ["next", "gnothi"] and words[2 : 2 + len(verb)] == verb
+        assert words[-3:] == ["my images", "--set", "data.labels=a b.csv"]
 
 
 def test_a_group_alone_shows_its_help() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from gnothi import export as module
@@ -202,3 +203,16 @@ def test_images_to_compare_on_are_the_runs_own_or_must_be_given(tmp_path, monkey
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "spec.json").write_text(json.dumps({"settings": {"data": {"name": str(tmp_path / "own.npy")}}}))
     assert export(five, tmp_path / "out", onnx=False).n == 8
+
+
+def test_images_to_compare_on_are_opened_with_the_runs_own_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_parity", lambda *_: {})
+    (tmp_path / "colour").mkdir()
+    for row, image in enumerate(images(3)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "colour" / f"{row}.png")
+    grey = encoder("micro-resnet", 1)
+    grey.name = f"{tmp_path}/run"
+    (tmp_path / "run").mkdir()
+    data = {"name": str(tmp_path / "colour"), "channels": 1, "holdout": None}
+    (tmp_path / "run" / "spec.json").write_text(json.dumps({"settings": {"data": data}}))
+    assert export(grey, tmp_path / "out", onnx=False).n == 8

@@ -396,6 +396,27 @@ def test_an_auxiliary_of_weight_zero_is_not_built_and_the_run_is_bit_for_bit_the
     assert equal(tmp_path / "parts", tmp_path / "some")
 
 
+def test_an_auxiliary_begins_alike_whatever_stands_beside_it(data: Path) -> None:
+    def weights(**auxiliary: Any) -> dict[str, torch.Tensor]:
+        chosen = {**SETTINGS, "auxiliary": {name: {"weight": weight} for name, weight in auxiliary.items()}}
+        return pretrain.build(pretrain.resolve(str(data), settings=chosen, device="cpu")).auxiliaries["layers"].state_dict()
+
+    alone = weights(layers=1.0)
+    assert alone
+    for beside in ({"rotation": 0.0}, {"rotation": 0.4}):
+        for found in (weights(**beside, layers=1.0), weights(layers=1.0, **beside)):
+            assert found.keys() == alone.keys() and all(torch.equal(found[k], alone[k]) for k in alone)
+
+
+def test_a_run_that_is_gone_on_with_keeps_the_command_that_began_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gnothi", "train", "--set", "seed=3"])
+    with pytest.raises(Interrupted):
+        train(data, tmp_path / "run", progress=toys.StopsAt(6))
+    monkeypatch.setattr(sys, "argv", ["gnothi", "train", "--resume"])
+    train(data, tmp_path / "run", resume=True)
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["command"] == ["gnothi", "train", "--set", "seed=3"]
+
+
 def test_planning_keeps_nothing_and_counts_what_a_run_would_do(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     resolved = pretrain.resolve(str(data), settings=SETTINGS, device="cpu")

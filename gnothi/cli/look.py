@@ -44,7 +44,7 @@ def data(
     other = sources.open(test, settings=settings) if test else None
     with counted("reading", not as_json) as progress:
         seen = sources.inspect(source, other, progress=progress)
-    lines, found = seen.lines(), {"data": data, "test": test, **seen.to_dict()}
+    lines, found = seen.lines(test), {"data": data, "test": test, **seen.to_dict()}
     if encoder is not None:
         from gnothi.search import odd
 

@@ -93,6 +93,7 @@ def demo(out: str, as_json: bool) -> None:
         {"run": str(done.folder), "results": [r.to_dict() for r in done.results], "verdict": done.verdict, "report": str(done.page)},
         lambda: (
             f"\n{evaluation.table(done.results)}\n\n{done.verdict['verdict']}: {done.verdict['why']}\n"
-            f"page     {done.page}\nencoder  {done.exported}\nresults  {done.folder / 'results.json'}"
+            f"page     {done.page}\nencoder  {done.exported}\nresults  {done.folder / 'results.json'}\n"
+            "next     gnothi data FOLDER, to look at images of your own"
         ),
     )

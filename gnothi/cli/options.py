@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -57,6 +59,19 @@ def told(as_json: bool, value: Any, text: Callable[[], str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     click.echo(json.dumps(value, ensure_ascii=False, default=str) if as_json else text())
+
+
+def onward(folder: Path) -> str:
+    """What to do next with a run, as it can be typed: measure it where there are labels, else look something up."""
+    from gnothi.data.open import options
+    from gnothi.training import twice
+
+    record = twice.read(folder)
+    data, run = record["settings"]["data"], shlex.quote(str(folder))
+    images = " ".join([shlex.quote(data["name"]), *options(data)])
+    if record["source"].get("labelled") == 0:
+        return f"next    gnothi neighbours {run} IMAGE --in {images}"
+    return f"next    gnothi evaluate knn {run} {run}@untrained pixels colour --data {images}"
 
 
 def data_settings(data: str, assignments: tuple[str, ...]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gnothi.cli.options import AS_JSON, DEVICE, SET, Lists, told
+from gnothi.cli.options import AS_JSON, DEVICE, SET, Lists, onward, told
 
 LISTS = ("--auxiliary",)
 
@@ -129,15 +129,15 @@ def train(data: str, recipe: str | None, device: str | None, as_json: bool, init
     if distributed.rank():
         return
     page = report.write(run.folder)
-    told(as_json, {"run": str(run.folder), "report": str(page), **run.verdict, "metrics": run.metrics[-1:]}, lambda: ended(run, page, data))
+    told(as_json, {"run": str(run.folder), "report": str(page), **run.verdict, "metrics": run.metrics[-1:]}, lambda: ended(run, page))
 
 
-def ended(run: Any, page: Path, data: str) -> str:
+def ended(run: Any, page: Path) -> str:
     """What a run came to, and what to do next."""
     v = run.verdict
     lines = [f"{v['verdict']}: {v['why']}" + (f"; to change it: {v['advice']}" if v["advice"] else "")]
     if v["broken"]:
         lines += [f"{len(v['broken'])} images could not be read and were replaced:"]
         lines += [f"  {b['message']}" + (f" ({b['count']} times)" if b["count"] > 1 else "") for b in v["broken"]]
-    lines += [f"run     {run.folder}", f"page    {page}", f"next    gnothi evaluate knn {run.folder} --data {data}"]
+    lines += [f"run     {run.folder}", f"page    {page}", onward(run.folder)]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gnothi.cli.options import AS_JSON, DEVICE, SET, told
+from gnothi.cli.options import AS_JSON, DEVICE, SET, onward, told
 
 
 def divided(assignments: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -83,6 +83,6 @@ def transfer(teachers: tuple[str, ...], data: str, out: str, assignments: tuple[
         lambda: "\n".join(
             [*(c["fit"] for c in done.record.get("clusters", [])), f"{done.run.verdict['verdict']}: {done.run.verdict['why']}"]
             + ([evaluation.table(results)] if results else [])
-            + [f"run     {done.run.folder}", f"page    {page}", f"next    gnothi evaluate knn {done.run.folder} --data {data}"]
+            + [f"run     {done.run.folder}", f"page    {page}", onward(done.run.folder)]
         ),
     )

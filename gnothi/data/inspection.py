@@ -127,9 +127,10 @@ class Inspection:
         """The same as nested dictionaries and lists, for JSON."""
         return asdict(self)
 
-    def lines(self) -> list[str]:
-        """The same as text for a person."""
-        return [*_summary(self), *([] if self.test is None else ["", "test", *_summary(self.test)]), *_shared_lines(self.shared)]
+    def lines(self, test: str | None = None) -> list[str]:
+        """The same as text for a person; ``test`` is what the test images are called, such as flowers@val."""
+        head = "test" if test is None else f"test ({test})"
+        return [*_summary(self), *([] if self.test is None else ["", head, *_summary(self.test)]), *_shared_lines(self.shared)]
 
 
 class _Look(NamedTuple):
@@ -265,7 +266,9 @@ def _summary(seen: Inspection) -> list[str]:
     lines += [f"range {scale['low']:g} to {scale['high']:g}; mean and deviation are of that range", "channel  minimum  maximum    mean  deviation"]
     for c, (least, most) in enumerate(zip(seen.minimum, seen.maximum, strict=True)):
         lines.append(f"{c:7d}  {least:7g}  {most:7g}  {scale['mean'][c]:6.4f}  {scale['std'][c]:9.4f}")
-    if seen.classes is not None:
+    if seen.classes is None:
+        lines.append("no classes: neither folders nor labels name any; --set data.labels=FILE takes them from a CSV")
+    else:
         shown = sorted(seen.classes.items(), key=lambda item: -item[1])
         listed = ", ".join(f"{name} {count:,}" for name, count in (shown if len(shown) <= 20 else [*shown[:10], *shown[-3:]]))
         lines.append(f"{len(shown)} classes: {listed}" + (" (the largest and the smallest)" if len(shown) > 20 else ""))

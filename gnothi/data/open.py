@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -36,12 +39,14 @@ class DataSpec(Spec):
     labels: str | None = None
     """A CSV with labels or groups; its first column holds file names or paths relative to the folder."""
     label_column: str | None = None
-    """The column of ``data.labels``, or the field of a shard's .json, that holds the class; by default the one called label, class or target."""
+    """The column of ``data.labels``, or the field of a shard's .json, that holds the class; by default the one called label, class or target, or the
+    second of a CSV's two columns."""
     group_column: str | None = None
     """The column of ``data.labels``, or the field of a shard's .json, that holds the group (patient, slide, site), which no split divides; by default
     the one called group, patient, slide or site."""
     channels: int | None = Field(default=None, ge=1)
-    """Channels of every image of a folder; by default those that most files have (docs/data.md says what is converted, and how)."""
+    """Channels of every image of a folder; by default 3 where any picture looked at has colour, 1 where none has, and what most files have where
+    most are no pictures (docs/data.md says what is converted, and how)."""
     dtype: Literal["uint8", "uint16", "float32"] | None = None
     """Type of every image of a folder; by default uint16 where any of those looked at first has 16 bits. Nothing is ever narrowed."""
     axes: Literal["NHW", "NHWC", "NCHW"] | None = None
@@ -68,6 +73,14 @@ class DataSpec(Spec):
     """Seed of the tiles of ``photos``; it is not the run's, so that runs of several seeds see the same data."""
     broken_fraction: float = Field(default=0.02, ge=0, le=1)
     """The fraction of broken images above which a run stops."""
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """The data settings of a run that are not by default, as other verbs take them: ``--set`` and ``data.KEY=VALUE``, quoted for a shell."""
+    plain = DataSpec().model_dump(mode="json")
+    own = {key: settings[key] for key in plain if settings.get(key, plain[key]) != plain[key]}
+    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in own.items()}
+    return [f"--set {shlex.quote(f'data.{key}={word}')}" for key, word in words.items()]
 
 
 def open(name: str, *, settings: DataSpec = DataSpec(), split: str | None = None) -> Source:  # noqa: B008

@@ -155,7 +155,9 @@ def spread(
 
 def wrong_channels(name: str, wanted: int, found: int) -> str:
     """The line for images of another number of channels."""
-    return f"{name} takes images of {wanted} channels, these have {found}; use an encoder trained on such images, or pixels, colour or hog"
+    remedy = f"--set data.channels={wanted} brings images of a folder or shards to it, or use" if {wanted, found} == {1, 3} else "use"
+    said = f"{name} takes images of {wanted} channel{'' if wanted == 1 else 's'}, these have {found}"
+    return f"{said}; {remedy} an encoder trained on such images, or pixels, colour or hog"
 
 
 # ---- names ---------------------------------------------------------------------------------------
@@ -203,17 +205,27 @@ def _folder(name: str, device: torch.device) -> Encoder:
             f"{folder} is neither a run (it has no spec.json) nor an exported encoder (it has no config.json) "
             "nor an ensemble (it has no ensemble.json)"
         )
-    raise EncoderError(
-        f"{name}: no such encoder; {did_you_mean(folder, _beside(path, folder) if os.sep in folder else [*NAMES, *_beside(path, folder)])}"
-    )
+    near = _near(path, Path(folder))
+    if not near and not path.parent.is_dir():
+        raise EncoderError(f"{name}: no such encoder; there is no folder {Path(folder).parent}")
+    raise EncoderError(f"{name}: no such encoder; {did_you_mean(folder, near if os.sep in folder else [*NAMES, *near])}")
 
 
-def _beside(path: Path, folder: str) -> list[str]:
-    """Runs, exported encoders and ensembles in the same place, written as the person wrote this one."""
-    if not path.parent.is_dir():
+def _near(path: Path, written: Path) -> list[str]:
+    """Runs, exported encoders and ensembles in the same place, written as the person wrote this one; without such a place, in those beside it."""
+    above = path.parent.parent
+    if path.parent.is_dir():
+        places = {path.parent: written.parent}
+    else:
+        places = {p: written.parent.parent / p.name for p in above.iterdir() if p.is_dir()} if above.is_dir() else {}
+    return sorted(str(said / p.name) for place, said in places.items() for p in _listed(place) if any((p / file).is_file() for file in FOLDERS))
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # one that may not be read
         return []
-    front = folder[: len(folder) - len(path.name)]
-    return sorted(front + p.name for p in path.parent.iterdir() if any((p / file).is_file() for file in FOLDERS))
 
 
 FOLDERS = {

@@ -52,8 +52,7 @@ def features(
         EncoderError: a process does not see what the first one wrote.
     """
     chosen = source if rows is None else Subset(source, rows)
-    path = folder(cache) / f"{encoder.fingerprint}-{chosen.fingerprint()}.npy"
-    shape = (len(chosen), encoder.width(source.channels))
+    path, shape = _place(encoder, chosen, cache)
     found = _read(path, shape)
     everywhere = all(distributed.gather_objects(found is not None)) if shared else found is not None
     if not everywhere:
@@ -69,6 +68,15 @@ def features(
     if found is None:
         raise EncoderError(f"{path} is not seen by process {distributed.rank()}; set GNOTHI_CACHE to a folder that all processes share")
     return found
+
+
+def kept(encoder: Encoder, source: Source, cache: str | Path | None = None) -> np.ndarray | None:
+    """The vectors of a whole source where they are on disk, as ``features`` gives them; else None."""
+    return _read(*_place(encoder, source, cache))
+
+
+def _place(encoder: Encoder, source: Source, cache: str | Path | None) -> tuple[Path, tuple[int, int]]:
+    return folder(cache) / f"{encoder.fingerprint}-{source.fingerprint()}.npy", (len(source), encoder.width(source.channels))
 
 
 def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gnothi.data import DataSpec
 from gnothi.data import open as open_data
 from gnothi.encoders import Encoder, features, load
 from gnothi.encoders.encoder import Images, Progress, wrong_channels
+from gnothi.encoders.features import kept
 from gnothi.ensemble.combine import FORMS, Ensemble, fit, settings_of
 from gnothi.ensemble.descent import Descent
 from gnothi.ensemble.fitting import Hears
@@ -66,16 +67,25 @@ class EnsembleEncoder(Encoder):
         return self.ensemble.transform([None if m is None else m.embed(images) for m in self.members], **self.options)
 
     def blocks(self, source: Source, rows: Sequence[int] | np.ndarray | None = None, progress: Progress | None = None) -> Iterator[np.ndarray]:
-        """The vectors of a source piece by piece; those of each member come from the store of features, or go there."""
+        """The vectors of a source piece by piece; those of each member come from the store of features, all or these rows, or go there."""
         if source.channels != self.channels:
             raise EncoderError(wrong_channels(self.name, int(self.channels or 0), source.channels))
-        found = [None if m is None else features(m, source, rows, progress=progress) for m in self.members]
-        for part in blocks(len(source) if rows is None else len(rows)):
-            vectors = [None if x is None else np.array(x[part]) for x in found]
+        chosen = None if rows is None else np.asarray(rows)
+        readers = [None if m is None else _reader(m, source, chosen, progress) for m in self.members]
+        for part in blocks(len(source) if chosen is None else len(chosen)):
+            vectors = [None if read is None else read(part) for read in readers]
             whole = readable([x for x in vectors if x is not None])
             combined = np.full((len(whole), self.dim), np.nan, dtype=np.float32)
             combined[whole] = self.ensemble.transform([None if x is None else x[whole] for x in vectors], **self.options).numpy()
             yield combined
+
+
+def _reader(member: Encoder, source: Source, rows: np.ndarray | None, progress: Progress | None) -> Callable[[slice], np.ndarray]:
+    """Gives a part of a member's vectors of the rows: from those of the whole source where they are on disk."""
+    if rows is not None and (whole := kept(member, source)) is not None:
+        return lambda part: whole[rows[part]]
+    vectors = features(member, source, rows, progress=progress)
+    return lambda part: np.array(vectors[part])
 
 
 # ---- making -------------------------------------------------------------------------------------

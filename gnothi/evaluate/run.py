@@ -244,7 +244,7 @@ def own_test(data: str, settings: DataSpec) -> str | None:
 def _classes(a: Source, b: Source) -> tuple[str, ...]:
     for source in (a, b):
         if source.labels is None or source.classes is None or not (source.labels >= 0).any():
-            raise DataError("measuring needs labels, these images have none; put them in a folder a class, or name a CSV with data.labels")
+            raise DataError("measuring needs labels, these images have none; put them in a folder a class, or name a CSV with --set data.labels=FILE")
     assert a.classes is not None and b.classes is not None
     return a.classes + tuple(name for name in b.classes if name not in a.classes)
 

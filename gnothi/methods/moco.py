@@ -22,6 +22,8 @@ class MoCoSpec(TeacherSpec):
     name: Literal["moco"] = "moco"
     temperature: float = Field(default=0.2, gt=0)
     """Softmax temperature of the contrast."""
+    decoupled: bool = False
+    """A query's key is not among the keys it must stand out from (DCL, arXiv 2110.06848): for small batches, where a rule sets it."""
     predictor: int = Field(default=512, gt=0)
     """Width of the predictor's hidden layer."""
     joint_views: bool = False
@@ -47,7 +49,7 @@ class MoCoSpace(Space):
         """2 x temperature x cross-entropy of finding the key (Algorithm 1)."""
         first = rank() * (len(targets) // world())
         index = torch.arange(len(predictions), device=predictions.device) if index is None else index
-        rows = contrast_rows(predictions, targets, index + first, self.spec.temperature)
+        rows = contrast_rows(predictions, targets, index + first, self.spec.temperature, decoupled=self.spec.decoupled)
         return 2 * self.spec.temperature * weighted_mean(rows, weight)
 
     def agree(self, said: list[Said], targets: Tensor, step: Step) -> Tensor:

@@ -71,7 +71,8 @@ class Resolved:
             "workers": self.workers,
             "processes": distributed.world(),
         }
-        source = {"name": self.spec.data.name, "fingerprint": self.source.fingerprint(), "n": len(self.source)}
+        labelled = 0 if self.source.labels is None else int((self.source.labels >= 0).sum())
+        source = {"name": self.spec.data.name, "fingerprint": self.source.fingerprint(), "n": len(self.source), "labelled": labelled}
         return {"gnothi": gnothi.__version__, "settings": self.spec.model_dump(mode="json"), "derived": derived, "source": source}
 
     def words(self) -> str:
@@ -169,6 +170,9 @@ def _check(full: RunSpec, n: int, device: torch.device) -> None:
     if t.accumulate > 1 and not method.accumulates:
         able = ", ".join(name for name, (_, m) in METHODS.items() if m.accumulates and m.compares)
         raise SettingError(f"training.accumulate must be 1 for {method.name}, whose loss compares all images of a batch; {able} can accumulate")
+    if t.accumulate > 1 and getattr(full.method, "centring", None) == "sinkhorn":
+        why = "which assigns all images of a batch at once; method.centring=ema can accumulate"
+        raise SettingError(f"training.accumulate must be 1 with method.centring=sinkhorn, {why}")
     share = t.accumulate * distributed.world()
     if t.batch % share:
         near = [str(b) for b in (t.batch // share * share, (t.batch // share + 1) * share) if 0 < b <= n]

@@ -43,7 +43,8 @@ class RunDataSpec(DataSpec):
     name: str
     """photos, a folder, an .npz or .npy file, shards:PATTERN, tiles:FOLDER, or a torchvision name; @train and @test where there are splits."""
     holdout: float | None = Field(default=None, ge=0, lt=1)
-    """Part of the labelled images kept out of training, for k-NN along the way. None: a tenth, at most 1,000, where there are labels."""
+    """Part of the images kept out of training, for k-NN along the way. None: a tenth, at most 1,000, where there are labels and at least 100
+    images."""
 
 
 class ViewSettings(Spec):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from gnothi.report.charts import Curve, Figure, line_chart, show, spans_decades, stretch, thin
 from gnothi.report.record import Record
+from gnothi.training.health import NARROW_RANK, NARROW_SPREAD
 
 PLAIN = (
     ("train", "lr", "Learning rate", "How far each step moves the weights: warm-up, then decay."),
@@ -16,10 +17,17 @@ PLAIN = (
     (
         "health",
         "std",
-        "Spread of the embedding",
+        "Spread of the projections",
         "Deviation of the normalised projections around their mean: 1 where they point everywhere, 0 where all are one vector.",
     ),
-    ("health", "rankme", "RankMe", "How many directions the embedding uses. A small number that stays small means dimensional collapse."),
+    ("health", "rankme", "Effective rank of the features (RankMe)", "How many directions the features use."),
+    (
+        "health",
+        "projection_rankme",
+        "Effective rank of the projections",
+        f"How many directions the projections use. Below {NARROW_RANK:g}, with a spread below {NARROW_SPREAD:g} that hardly grew: "
+        "dimensional collapse (of methods without prototypes).",
+    ),
     (
         "health",
         "local_precision",
@@ -90,7 +98,7 @@ def _entropy(record: Record) -> Figure | None:
         "1 is an even choice among all prototypes. Healthy targets are sure of each image (low) and differ between images (their mean stays high). "
         "Both near 1: uniform collapse. Both near 0: constant collapse."
     )
-    return _figure("Entropy of the teacher", caption, x, curves, unit, record)
+    return _figure("Entropy of the targets", caption, x, curves, unit, record)
 
 
 def _figure(title: str, caption: str, x: Sequence[float], curves: Sequence[Curve], unit: str, record: Record) -> Figure:

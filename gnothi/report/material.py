@@ -91,6 +91,9 @@ def samples(record: Record) -> tuple[Sample, Sample]:
 
     Those to look up come from the test (or val) split; where there is none, they are training images that are left out of the search.
     Where there are labels, rows without one are left out. So are images that cannot be read.
+
+    Raises:
+        LookupError: too few images have a label.
     """
     encoder, pixels, seed = encoders.load(str(record.folder)), pixels_of(record), int(record.settings.get("seed", 0))
     train, unseen = training_data(record), unseen_data(record)
@@ -100,8 +103,16 @@ def samples(record: Record) -> tuple[Sample, Sample]:
         parts = [(train, order[count:][:GALLERY], "training images"), (train, order[:count], "training images (there is no test split)")]
     else:
         parts = [(train, order[:GALLERY], "training images"), (unseen[0], shuffled(unseen[0], seed, "report queries")[:QUERIES], unseen[1])]
+    parts = [(s, rows, _counted(s, words)) for s, rows, words in parts]
+    if few := [words for _, rows, words in parts if not len(rows)]:
+        raise LookupError(f"there are too few {few[0]} to look anything up")
     gallery, queries = (_readable(Sample(s, rows, encoder.embed_source(s, rows=rows), pixels, words)) for s, rows, words in parts)
     return gallery, queries
+
+
+def _counted(source: Source, words: str) -> str:
+    """What the images are, and that only some of them were taken."""
+    return words if source.labels is None or bool((source.labels >= 0).all()) else words.replace("images", "images with a label", 1)
 
 
 def _readable(sample: Sample) -> Sample:

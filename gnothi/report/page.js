@@ -28,7 +28,9 @@ function readable(svg) {
     const single = data.curves.length === 1;
     const there = single ? data.curves : data.curves.filter((curve) => curve.y[i] !== null); // others begin later, or are over
     const values = there.map((curve) => (single ? "" : `${curve.name} `) + show(curve.y[i]));
-    return `${values.join(", ")} at ${data.name.replace(/s$/, "")} ${show(data.x[i])}`;
+    const x = show(data.x[i]);
+    const place = data.name === "GFLOPs" ? `${x} GFLOPs` : `${data.name.replace(/s$/, "")} ${x}`; // a unit, not a count of things
+    return `${values.join(", ")} at ${place}`;
   }
 
   function move(i) {

@@ -83,7 +83,7 @@ def parts(found: record.Record, opened: Callable[[], tuple[Sample, Sample]]) -> 
     """The sections in reading order."""
     seed = int(found.settings.get("seed", 0))
     return [
-        _section("results", "What it can tell apart", lambda: _some(summary.tables(found), "the run folder holds no results.json")),
+        _section("results", "What it can tell apart", lambda: _some(summary.tables(found), summary.first_look(found))),
         _section("curves", "How training went", lambda: _some(curves.figures(found), "metrics.jsonl holds no numbers")),
         *([_section("layers", "Block by block", lambda: layers.figures(found))] if layers.wanted(found) else []),
         _section("views", "What the network saw", lambda: sections.views(found)),

@@ -24,6 +24,8 @@ class Record:
     settings: dict[str, Any]
     derived: dict[str, Any]
     source: dict[str, Any]
+    init: str | None
+    """The encoder whose weights the run began with."""
     version: str
     metrics: list[dict[str, Any]]
     verdict: dict[str, Any]
@@ -46,8 +48,16 @@ class Record:
         return [float(m[unit]) for m in lines], [float(m[key]) for m in lines], unit
 
     def own(self, encoder: str) -> bool:
-        """Whether a name of an encoder means this run."""
-        return encoder == "trained" or Path(encoder.split("@")[0]).resolve() == self.folder.resolve()
+        """Whether a name of an encoder means what this run trained."""
+        return encoder == "trained" or self._is(encoder, "", "@teacher", "@online")
+
+    def start(self, encoder: str) -> bool:
+        """Whether a name of an encoder means this run's network before it was trained."""
+        kind, _, run = encoder.partition(":")
+        return encoder == "untrained" or self._is(encoder, "@untrained") or (kind == "untrained" and self._is(run, ""))
+
+    def _is(self, encoder: str, *marks: str) -> bool:
+        return any(encoder.endswith(mark) and Path(encoder.removesuffix(mark)).resolve() == self.folder.resolve() for mark in marks)
 
 
 def read(folder: Path, results: list[dict[str, Any]] | None = None) -> Record:
@@ -73,6 +83,7 @@ def read(folder: Path, results: list[dict[str, Any]] | None = None) -> Record:
         settings=_group(spec, "settings", folder),
         derived=_group(spec, "derived", folder),
         source=_group(spec, "source", folder),
+        init=None if spec.get("init") is None else str(spec["init"]),
         version=str(spec.get("gnothi", "")),
         metrics=_metrics(folder / "metrics.jsonl"),
         verdict=_object(folder / "verdict.json"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from gnothi.data.open import options
 from gnothi.report.charts import interval, interval_axis, percent, show, span
 from gnothi.report.record import Record, flatten
 
@@ -96,7 +97,7 @@ def headlines(record: Record) -> list[Headline]:
         notes += [f"{show(train[-1]['epoch'])} epochs"] if train[-1].get("epoch") else []
         found.append(Headline(f"{done:,}", "steps", ", ".join(notes)))
     if health and health[-1].get("rankme") is not None:
-        found.append(Headline(show(health[-1]["rankme"]), "RankMe", "directions in use at the end"))
+        found.append(Headline(show(health[-1]["rankme"]), "effective rank (RankMe)", "directions that the features use at the end"))
     return [h for h in found if h is not None]
 
 
@@ -105,7 +106,7 @@ def _accuracy(record: Record, metric: str) -> Headline | None:
     own = next((r for r in rows if record.own(r["encoder"])), None)
     if own is None:
         return None
-    start = next((r for r in rows if r["encoder"] == "untrained"), None)
+    start = next((r for r in rows if record.start(r["encoder"])), None)
     note = f"{percent(own['low'])} to {percent(own['high'])}"
     if start:
         gain = 100 * (own["value"] - start["value"])
@@ -141,21 +142,35 @@ def _end(result: dict[str, Any], key: str) -> float:
 def typed(record: Record) -> str:
     """The command line that started the run, where it is known."""
     words = record.environment.get("command")
-    return shlex.join([Path(words[0]).name, *map(str, words[1:])]) if isinstance(words, list) and words else ""
+    if not isinstance(words, list) or not words:
+        return ""
+    name = Path(str(words[0])).name
+    return shlex.join(["gnothi" if name == "__main__.py" else name, *map(str, words[1:])])
 
 
 def commands(record: Record) -> list[str]:
     """The command lines that train this run again with every setting spelled out, measure it and draw this page."""
-    run, data = shlex.quote(str(record.folder)), shlex.quote(str(record.settings.get("data", {}).get("name", "DATA")))
-    head = {"recipe": record.derived.get("recipe"), "device": record.derived.get("device")}
+    run, settings = shlex.quote(str(record.folder)), record.settings.get("data", {})
+    data = shlex.quote(str(settings.get("name", "DATA")))
+    head = {"recipe": record.derived.get("recipe"), "init": record.init, "device": record.derived.get("device")}
     head |= {part: record.settings.get(part, {}).get("name") for part in ("method", "backbone")}
     auxiliaries = list(record.settings.get("auxiliary", {}))
     named = {"data.name", "method.name", "backbone.name"}
     pairs = [f"{k}={_value(v)}" for k, v in flatten(record.settings) if k not in named and v not in (None, {})]
     train = [f"gnothi train {data} --out {run}", *(f"--{k} {shlex.quote(v)}" for k, v in head.items() if v)]
     train += [f"--auxiliary {shlex.quote(a)}" for a in auxiliaries] + [f"--set {shlex.quote(p)}" for p in pairs]
-    kinds = dict.fromkeys(r["metric"] for r in record.results)
-    return [" \\\n  ".join(train), *(f"gnothi evaluate {shlex.quote(k)} {run} --data {data}" for k in kinds), f"gnothi report {run}"]
+    measured = dict.fromkeys(r["metric"] for r in whole(record) if r["metric"] in METRICS)
+    verbs = [" ".join([f"gnothi evaluate {metric} {run} --data {data}", *options(settings)]) for metric in measured]
+    return [" \\\n  ".join(train), *verbs, f"gnothi report {run}"]
+
+
+def first_look(record: Record) -> str:
+    """What to type where nothing was measured yet."""
+    run, settings = shlex.quote(str(record.folder)), record.settings.get("data", {})
+    if record.source.get("labelled") == 0:
+        return "nothing was measured: that takes labels for some images (data.labels=FILE); neighbours and map need none"
+    words = " ".join([f"gnothi evaluate knn {run} {run}@untrained --data", shlex.quote(str(settings.get("name", "DATA"))), *options(settings)])
+    return f"nothing was measured yet: {words} --json > knn.json, then gnothi report {run} --results knn.json"
 
 
 def settings(record: Record) -> list[tuple[str, str]]:

@@ -41,7 +41,10 @@ def duration(seconds: float) -> str:
 
 def summary(metrics: dict[str, Any]) -> str:
     """Loss by term, rate, waiting and the last evaluation in one line."""
-    parts = [f"{k} {v:.4g}" for k, v in metrics.get("terms", {}).items()]
+    terms = metrics.get("terms", {})
+    parts = [f"loss {v:.4g} ({k})" if len(terms) == 1 else f"{k} {v:.4g}" for k, v in terms.items()]
+    if len(terms) > 1:
+        parts[0] = f"loss {parts[0]}"
     if "images_per_second" in metrics:
         parts.append(f"{metrics['images_per_second']:.0f} images/s")
     if metrics.get("waiting", 0) >= 0.005:

@@ -160,6 +160,24 @@ def test_an_inspection_tells_counts_sizes_forms_broken_files_classes_and_groups(
         assert part in text
 
 
+def test_the_second_part_is_headed_by_what_was_looked_at():
+    images = np.stack([(scene(i) * 255).astype(np.uint8) for i in range(4)])
+    seen = inspect(ArraySource(images[:3], labels=np.array([0, 1, 1])), ArraySource(images[3:], labels=np.array([0])))
+    named, plain = seen.lines(test="flowers@val"), seen.lines()
+    assert named[named.index("test (flowers@val)") + 1] == plain[plain.index("test") + 1] == "1 images, 3 channels, uint8"
+    assert not any(line.startswith("no classes") for line in named)
+
+
+@pytest.mark.parametrize(("folders", "classes"), [(("",), False), (("cat",), False), (("cat", "dog"), True)])
+def test_a_folder_without_classes_says_so_and_where_they_can_come_from(tmp_path, folders, classes):
+    for i, folder in enumerate(folders):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.fromarray((scene(i) * 255).astype(np.uint8)).save(tmp_path / folder / f"{i}.png")
+    lines = inspect(open_data(str(tmp_path))).lines()
+    none = "no classes: neither folders nor labels name any; --set data.labels=FILE takes them from a CSV"
+    assert [line for line in lines if "classes" in line] == ["2 classes: cat 1, dog 1" if classes else none]
+
+
 def test_the_range_of_sixteen_bits_is_what_is_there(tmp_path):
     for i in range(3):
         tifffile.imwrite(tmp_path / f"{i}.tif", (scene(i)[..., 0] * 1000 + 100).astype(np.uint16))

@@ -189,6 +189,8 @@ def test_a_pretrained_size_keeps_the_patch_it_was_trained_with():
     ("name", "line"),
     [
         ("{}/run", "no such encoder; did you mean {}/runs-a"),
+        ("{}s/runs-a", "no such encoder; did you mean {}/runs-a"),
+        ("{}/none/at/all", "no such encoder; there is no folder {}/none/at"),
         ("pixel", "no such encoder; did you mean pixels"),
         ("tim:resnet18", "no such kind of encoder; did you mean timm:"),
         ("{}/runs-a@teachr", "no such part of a run; did you mean teacher"),

@@ -62,6 +62,15 @@ def test_rows_of_a_source_are_embedded_in_the_order_asked(tmp_path: Path) -> Non
     assert np.allclose(encoder.embed_source(Subset(source, rows)), encoder.embed_source(source)[rows], atol=1e-6)
 
 
+def test_features_of_members_that_lie_on_the_disk_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, source = load(str(made(tmp_path))), drawn()  # the fit embedded these images
+    monkeypatch.setattr(Encoder, "blocks", lambda *_: pytest.fail("features of a member were computed again"))
+    expected = encoder.embed_source(source)
+    for rows in (range(60), [5, 3, 59]):
+        assert np.allclose(encoder.embed_source(source, rows), expected[rows], atol=1e-6)
+    assert np.allclose(features(encoder, source, shared=True), expected, atol=1e-6)
+
+
 def test_evaluation_takes_it_and_members_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made(tmp_path)
     ours, member = evaluate.run("knn", [str(folder), "hog"], drawn(), drawn(seed=1))
@@ -183,7 +192,7 @@ def test_members_that_disagree_on_the_data_are_named(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=f"^{own} holds 59 vectors, this source has 60 images"):
         make(["colour", own], drawn(), tmp_path / "together")
     inner = make(MEMBERS, drawn(channels=1), tmp_path / "grey")
-    with pytest.raises(EncoderError, match="grey takes images of 1 channels, these have 3"):
+    with pytest.raises(EncoderError, match="grey takes images of 1 channel, these have 3"):
         make([inner.name, "hog"], drawn(), tmp_path / "together")
     assert not (tmp_path / "together").exists()
 

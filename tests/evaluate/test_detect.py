@@ -222,7 +222,7 @@ def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, monkeypatch)
         ("pixels", "pixels cannot be fine-tuned, it is not a network"),
         (adopted, "own cannot feed a detector: its network gives only its last output"),
         (square, "square cannot feed a detector, it does not take images of 48 x 32 pixels: squares only"),
-        (grey, "grey takes images of 1 channels, these have 3"),
+        (grey, "grey takes images of 1 channel, these have 3"),
     ):
         with pytest.raises(EncoderError, match=line) as caught:
             detect([given], str(tmp_path), spec=DetectSpec(**SMALL))

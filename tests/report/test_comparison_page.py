@@ -66,6 +66,15 @@ def test_every_arm_has_its_value_its_difference_and_its_cost(tmp_path: Path) -> 
     assert "4 arms, 3 seeds, 5 epochs each, on photos (4,000 images)" in text and "+7 %" in text and "<b>\n" not in text
 
 
+def test_a_difference_is_called_as_in_the_table_and_a_measure_has_its_article(tmp_path: Path) -> None:
+    record = made_up()
+    text = written(tmp_path / "knn", record)
+    assert "<caption>Minus simclr, seed by seed on the same images</caption>" in text and "test images by k-nearest neighbours. " in text
+    assert "minus simclr" in table.text(record["table"], "knn", record["protocol"])
+    record["asked"]["metric"] = "linear"
+    assert "test images by a linear classifier. " in written(tmp_path / "linear", record)
+
+
 def test_the_zero_of_differences_lies_on_the_axis() -> None:
     rows = [{"arm": a, "difference": {"value": v, "over_seeds": None, "over_images": [v - 0.02, v + 0.02]}} for a, v in (("a", 0.06), ("b", 0.1))]
     drawn = page.differences(rows)

@@ -167,6 +167,49 @@ def test_the_trained_network_is_marked_and_rows_are_sorted(run):
     assert summary.headlines(read(run, results))[0].note == "23.0 points above the untrained network"
 
 
+def test_the_network_before_training_is_not_marked_as_trained(run):
+    named = {"trained": f"{run}", "untrained": f"{run}@untrained"}
+    results = [r | {"encoder": named.get(r["encoder"], r["encoder"])} for r in made_up_results()]
+    results.sort(key=lambda r: not r["encoder"].endswith("@untrained"))  # it stands first in the file
+    found = read(run, results)
+    assert [[r.encoder for r in table.rows if r.own] for table in summary.tables(found)] == [[str(run)]] * 2
+    assert [h.note for h in summary.headlines(found)[:2]] == ["23.0 points above the untrained network", "24.0 points above the untrained network"]
+    other = str(run.parent / "other")
+    ours = {"trained": True, str(run): True, f"{run}@teacher": True, f"{run}@untrained": False, f"{run}@step-3": False, other: False}
+    assert {name: found.own(name) for name in ours} == ours
+    starts = {"untrained": True, f"{run}@untrained": True, f"untrained:{run}": True, str(run): False, f"{other}@untrained": False}
+    assert {name: found.start(name) for name in starts} == starts
+
+
+def test_what_repeats_the_run_can_be_typed(tmp_path, tiles):
+    settings = {"name": "my data", "labels": "a b.csv", "channels": 1, "download": True, "holdout": 0.1}
+    run = make_run(tmp_path / "r", tiles, settings={"data": settings})
+    (run / "environment.json").write_text(json.dumps({"command": ["/usr/lib/gnothi/__main__.py", "train", "my data"]}))
+    (run / "spec.json").write_text(json.dumps(json.loads((run / "spec.json").read_text()) | {"init": "timm:resnet18"}))
+    block = {"metric": "knn", "encoder": "trained", "value": 0.5, "n": 3, "details": {"block": 1}}
+    results = [{"encoder": "trained", "value": 0.5, "n": 3, "metric": m} for m in ("linear", "mAP area", "COCO AP", "patch knn")]
+    found = read(run, [block, *results])
+    train, *others = summary.commands(found)
+    data = ["--data", "my data", "--set", "data.labels=a b.csv", "--set", "data.channels=1", "--set", "data.download=true"]
+    assert [shlex.split(line) for line in others] == [["gnothi", "evaluate", "linear", str(run), *data], ["gnothi", "report", str(run)]]
+    assert "--init timm:resnet18" in train and summary.typed(found) == "gnothi train 'my data'"
+    assert shlex.split(summary.first_look(found).partition(": ")[2].partition(" --json")[0])[3:] == [str(run), f"{run}@untrained", *data]
+
+
+def test_metrics_keep_their_capitals(run):
+    results = [{"encoder": "trained", "value": 0.5, "low": 0.4, "high": 0.6, "n": 3, "metric": m} for m in ("mAP area", "VOC07 AP50", "knn")]
+    text = page_of(run, results=results).text
+    assert all(title in text for title in ("MAP area", "VOC07 AP50", "K-nearest neighbours"))
+
+
+@pytest.mark.parametrize("labelled", [0, 1, 3])
+def test_too_few_labels_to_look_anything_up_are_said(tmp_path, tiles, encoder, labelled):
+    images = np.load(tiles)["images"]
+    np.savez(tmp_path / "few.npz", images=images, labels=np.where(np.arange(len(images)) < labelled, 0, -1))
+    text = page_of(make_run(tmp_path / "r", str(tmp_path / "few.npz"))).text
+    assert text.count("there are too few training images with a label") == 2
+
+
 @pytest.mark.parametrize(
     ("kind", "words"), [("constant", "every image gets the same vector"), ("dimensional", "few directions"), ("uniform", "no longer")]
 )
@@ -204,7 +247,7 @@ def test_a_run_that_is_still_going_has_a_page(tmp_path, tiles, encoder):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 99, "lo')  # cut short
     text = page_of(run).text
-    assert "Unfinished" in text and "holds no results.json" in text
+    assert "Unfinished" in text and "nothing was measured yet: gnothi evaluate knn" in text
 
 
 def test_a_collapsed_embedding_has_a_line_instead_of_a_map(tmp_path, tiles, encoder, monkeypatch):
