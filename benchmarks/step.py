@@ -1,12 +1,14 @@
 """How near the real step comes to the bare one, and how far ahead of lightly's pipeline it is: ratios in one run.
 
-    python -m benchmarks.step [--steps N] [--quick] [NAME ...]
+    python -m benchmarks.step [--steps N] [NAME ...]
 
-Bare: forward, backward and optimiser on views that are ready. Real: the Learner's step with views, checks and metrics. lightly: its transforms, its
-loader and its loss in a plain loop, for the same method (SimCLR), backbone and batch. Every case runs in a process of its own, gnothi and lightly in
-turn; within a process bare and real steps alternate. Loader processes take threads from the step that they feed, so the bare step of a folder is also
-timed with all of them. `x lightly` is how many times as many images a second a case does as lightly with its defaults (fp32, plain memory format),
-and as lightly at the same precision and memory format where that is a case. Writes benchmarks/results/step.json.
+Bare: forward, backward and optimiser on views that are ready. Real: the Learner's step with views, checks and, as often as in a whole run of these
+images, a line of metrics. lightly: its transforms, its loader and its loss in a plain loop, for the same method (SimCLR), backbone and batch. Every
+case runs in a process of its own, one after the other, lightly's after ours of the same backbone: what else the machine does meanwhile is in their
+ratios. Within a process bare and real steps on images in memory alternate. All seconds are means over steps. Loader processes take threads from the
+step that they feed, so the bare step of a folder is also timed with all of them. `x lightly` is how many times as many images a second a case does as
+lightly with its defaults (fp32, plain memory format), and as lightly at the same precision and memory format where that is a case. Writes
+benchmarks/results/step.json.
 """
 
 from __future__ import annotations
@@ -106,7 +108,8 @@ def ours(case: Case, data: Path) -> dict[str, float]:
     objective = pretrain.build(resolved)
     views = pretrain.batches(resolved, objective)
     s = resolved.spec
-    learner = Learner(objective, views, spec=s.training, optimiser=s.optimiser, total=100_000, per_epoch=resolved.per_epoch, seed=0)
+    total = max(resolved.total, case.steps + WARM)
+    learner = Learner(objective, views, spec=s.training, optimiser=s.optimiser, total=total, per_epoch=resolved.per_epoch, seed=0)
     for group in learner.optimiser.param_groups:
         group["fused"] = case.fused
     ready = views(0)
@@ -135,10 +138,9 @@ def ours(case: Case, data: Path) -> dict[str, float]:
             bare()
             marks["real"].append(seconds_of(learner.step, resolved.device))
             marks["views"].append(seconds_of(lambda n=number: views(n), resolved.device))
-    found = {name: statistics.median(values[WARM:]) for name, values in marks.items() if values}
+    found = {name: statistics.fmean(values[WARM:]) for name, values in marks.items() if values}  # reading comes in bursts, and a median hides them
     if case.data == "folder":
-        found["real"] = statistics.fmean(marks["real"][WARM:])  # reading comes in bursts, and the median hides them
-        found["bare all threads"] = sum(statistics.median(values[WARM:]) for values in wide.values())
+        found["bare all threads"] = sum(statistics.fmean(values[WARM:]) for values in wide.values())
     views.close()
     about = {"precision": s.training.precision or "", "threads": resolved.threads, "workers": resolved.workers}
     return {**found, "bare": sum(found[name] for name in BARE), **about, "memory": peak(resolved.device)}  # type: ignore[dict-item]
@@ -182,7 +184,7 @@ def lightlys(case: Case, data: Path, workers: int) -> dict[str, float]:
         optimiser.step()
 
     measure_stretch(on_ready, bare, max(8, case.steps // 4), torch.device("cpu"))
-    found = {"real": statistics.fmean(real[WARM:]), "bare": statistics.median(bare[WARM:]), "memory": peak(torch.device("cpu"))}
+    found = {"real": statistics.fmean(real[WARM:]), "bare": statistics.fmean(bare[WARM:]), "memory": peak(torch.device("cpu"))}
     return {**found, "threads": torch.get_num_threads(), "workers": workers}
 
 

@@ -58,10 +58,10 @@ def apart(metric: str, rows: Sequence[Row]) -> str:
 
 # ---- beside peers --------------------------------------------------------------------------------
 ROUTES = {
-    "lightly-magic": "lightly's command line, its own network (a ResNet-18 without strides in the stem), batches of 16",
-    "script": "lightly in a script, torchvision's ResNet-18, batches of 128; with k-NN of two networks",
-    "gnothi resnet18": "`gnothi train` with that ResNet-18; with its checkpoints, verdict and page",
-    "gnothi": "`gnothi train` as it comes: a micro ResNet; with its checkpoints, verdict and page",
+    "lightly-magic": "lightly's command line, its own network (a ResNet-18 without strides in the stem)",
+    "script": "lightly in a script, torchvision's ResNet-18; with k-NN of two networks",
+    "gnothi resnet18": "`gnothi train` with that ResNet-18; with a checkpoint, a look at health and the page at the end",
+    "gnothi": "`gnothi train` with the network of its own choice, a micro ResNet; with the same",
 }
 
 
@@ -70,10 +70,11 @@ def peers_times() -> str:
     found = results("peers")
     if not found.get("timed"):
         return NOT_YET
-    lines = ["| way | an epoch | files it leaves |", "|---|---|---|"]
-    lines += [f"| {ROUTES[name]} | {row['seconds']:.0f} s | {len(row['left'])} |" for name, row in found["timed"].items()]
+    lines = ["| way | precision | an epoch | files it leaves |", "|---|---|---|---|"]
+    lines += [f"| {ROUTES[name]} | {row['precision']} | {row['seconds']:.0f} s | {len(row['left'])} |" for name, row in found["timed"].items()]
     loads = [row["load"] for row in found["timed"].values()]
-    about = f"{found['images']} flowers, 64 pixels, one thread of a machine that others used too (load {min(loads):g} to {max(loads):g})"
+    shape = f"{found['images']} flowers, all of them in each epoch, in batches of 32, 64 pixels"
+    about = f"{shape}; one thread of a machine that others used too (load {min(loads):g} to {max(loads):g})"
     return "\n".join([*lines, "", f"{about}; start of the process included; lightly {found['lightly']}."])
 
 

@@ -20,35 +20,62 @@ KINDS: dict[str, tuple[str, ...]] = {
     "student": ("encoder", "parameters"),
 }
 """What tells the lines of an arm apart: a word of the arm's own name first, where it has one."""
-CONTROL = "paired_chosen"
+CONTROLS = {"student": ("paired", "the ensemble")}
+CONTROL = ("paired_chosen", "PCA by the chosen power")
+"""What differences are told to, by the kind of an arm, and where it is not named."""
+COSTS: dict[str, dict[str, tuple[str, float, int]]] = {"student": {"flops": ("MFLOP", 1e6, 1), "training_seconds": ("training s", 1.0, 0)}}
+COST = {"seconds": ("fit s", 1.0, 1)}
+"""The same of costs: their heads, their units and how many digits are told."""
 
 
 def ensemble_study() -> str:
     """Every kind of arm over its seeds, for both judges."""
-    texts = [f"{title}\n\n{text}" for title, judge in FORMS if (text := "\n\n".join(_kind(kind, judge) for kind in KINDS).strip())]
-    return "\n\n".join(re.sub(r"\n{3,}", "\n\n", text) for text in texts) or NOT_YET
+    found = {title: "\n\n".join([*(_kind(kind, judge) for kind in KINDS), _lost(judge)]).strip() for title, judge in FORMS}
+    return "\n\n".join(re.sub(r"\n{3,}", "\n\n", f"{title}\n\n{text}") for title, text in found.items() if text) or NOT_YET
+
+
+def _arms(judge: str) -> dict[str, Any]:
+    """What came of every arm of a judge, by its name without him."""
+    found = results("ensemble").get("arms", {})
+    return {arm.partition("@")[0]: rows for arm, rows in found.items() if arm.partition("@")[2] == judge}
+
+
+def _lost(judge: str) -> str:
+    """Arms without a result, each with the reason."""
+    why = [f"{arm} ({rows['failed'].partition(';')[0]})" for arm, rows in _arms(judge).items() if "failed" in rows]
+    return f"Diverged: {'; '.join(why)}." if why else ""
 
 
 def _kind(kind: str, judge: str) -> str:
     """A line for whatever was measured over seeds."""
     found: dict[tuple[str, ...], list[Row]] = {}
-    for arm, rows in results("ensemble").items():
-        name, _, by = arm.partition("@")
-        first, *own, seed = name.split("/")
-        if (first, by) == (kind, judge):
-            for r in rows:
-                told = {**r, **dict(zip(KINDS[kind][: len(own)], own, strict=True))}
-                told |= {key: re.sub(rf"-{seed}$", "", str(r[key]).rpartition("/")[2]) for key in ("encoder", "of") if key in r}
-                found.setdefault(tuple(str(told.get(key, "")) for key in KINDS[kind]), []).append(told)
-    lines = [f"| {' | '.join([*KINDS[kind], *MEASURES, 'knn 200 minus PCA by the chosen power', 'fit s'])} |"]
-    lines.append("|" + "---|" * (len(KINDS[kind]) + len(MEASURES) + 2))
+    for arm, rows in _arms(judge).items():
+        first, *own, seed = arm.split("/")
+        ending = r"-\d+$" if own == ["seeds"] else rf"-{seed}$"  # of members that differ by their seed alone
+        for r in rows if first == kind and "failed" not in rows else ():
+            told = {**r, **dict(zip(KINDS[kind][: len(own)], own, strict=True)), "arm": arm}
+            told |= {key: re.sub(ending, "", str(r[key]).rpartition("/")[2]) for key in ("encoder", "of") if key in r}
+            found.setdefault(tuple(str(told.get(key, "")) for key in KINDS[kind]), []).append(told)
+    (control, name), costs = CONTROLS.get(kind, CONTROL), COSTS.get(kind, COST)
+    heads = [*KINDS[kind], *MEASURES, f"knn 200 minus {name}", *(head for head, _, _ in costs.values())]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for names, rows in found.items():
         of = {m: [r for r in rows if r["metric"] == m] for m in MEASURES}
-        less = [r[CONTROL] for r in of["knn 200"] if CONTROL in r]
-        seconds = [r["seconds"] for r in rows if "seconds" in r]
-        cells = [*names, *(seeds_said(own) for own in of.values()), seeds_said(less), f"{sum(seconds) / len(seconds):.1f}" if seconds else ""]
+        less = [r[control] | {"arm": r["arm"]} for r in of["knn 200"] if control in r]
+        cells = [*names, *(_said(own) for own in of.values()), _said(less), *(_mean(rows, key, *how[1:]) for key, how in costs.items())]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) if found else ""
+
+
+def _said(rows: list[Row]) -> str:
+    """Over seeds; where an arm has several members of one name, over members."""
+    words = seeds_said(rows)
+    return words if len(rows) == len({r["arm"] for r in rows}) else words.replace(" seeds)", " members)")
+
+
+def _mean(rows: list[Row], key: str, unit: float, digits: int) -> str:
+    values = [r[key] for r in rows if key in r]
+    return f"{sum(values) / len(values) / unit:.{digits}f}" if values else ""
 
 
 def ensemble_cost() -> str:
@@ -56,9 +83,10 @@ def ensemble_cost() -> str:
     rows = results("ensemble", "benchmarks")
     lines = ["| images | fit | epochs | memory | a code | of bare products | of the whole |", "|---|---|---|---|---|---|---|"]
     for r in rows:
-        about = f"| {r['n']:,} | {r['fit']:.1f} s | {r['epochs']:g} | {r['memory'] / 2**20:.0f} MiB | {1000 * r['descent']:.3f} ms"
-        lines.append(f"{about} | {r['share of the products']:.2f} | {r['share of the whole']:.2f} |")
-    return "\n".join(lines) if rows else NOT_YET
+        about = f"| {r['n']:,} | {r['processor']:.1f} s | {r['epochs']:g} | {r['memory'] / 2**20:.0f} MiB | {1000 * r['descent']:.3f} ms"
+        lines.append(f"{about} | {r['by processor']:.2f} | {r['share of the whole']:.2f} |")
+    counted = "The fit and the share of bare products are in seconds of the processor, all threads together, which count where others compute as well"
+    return "\n".join([*lines, "", f"{counted}; a code and its share of the whole are by the clock."]) if rows else NOT_YET
 
 
 def detection_study() -> str:

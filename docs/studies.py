@@ -14,7 +14,7 @@ from gnothi.comparison.table import over_seeds
 
 EQUAL = " in equal time"
 PARTS = (0.2, 0.5, 0.8, 1.0)
-"""Of a run, at which its curve is told: there are ten looks."""
+"""Of a run, at which its curve is told, by the nearest of its ten looks, or of eleven where ten do not divide its steps."""
 Found = dict[str, dict[str, Any]]
 Row = dict[str, Any]
 
@@ -42,28 +42,56 @@ def small_study() -> str:
 def transfer_study() -> str:
     """Of every pretext task and settings: every arm over its seeds, with what it cost, and the student's blocks."""
     lines = [
-        "| pretext task, teacher to student | arm | seeds | k-NN | minus direct | of the teacher's | linear | fine-tuned | PFLOP |",
+        "| pretext task, teacher to student | arm | seeds | k-NN | minus direct | of the teacher's | linear | fine-tuned | TFLOP |",
         "|" + "---|" * 9,
     ]
     deep: Found = {}
     for name in ("rotation", "jigsaw", "simclr", "student"):
         found = results(f"transfer_{name}") or {"settings": {}, "rows": []}
-        for digest, s in found["settings"].items():
-            task = f"{s['pretext']}, {Path(s['of']).name if s['of'] else s['teacher']} to {s['student']}, {s['images']:,} images of {s['data']}"
-            rows = [r for r in found["rows"] if r["settings"] == digest]
+        for digest, task in _tasks(found["settings"]).items():
+            rows = [{**r, "arm": f"{r['arm']} ({r['fit']['name']})" if "fit" in r else r["arm"]} for r in found["rows"] if r["settings"] == digest]
             lines += [_transferred(task, arm, [r for r in rows if r["arm"] == arm]) for arm in dict.fromkeys(r["arm"] for r in rows)]
-            if own := [r for r in rows if r["measured"] == "blocks"]:
+            if own := [r for r in rows if r["measured"] == "blocks" and "failed" not in r]:
                 deep[task] = {"blocks": own}
     return "\n".join([*lines, "", _blocks(deep, "blocks", "A linear classifier on every block:")]).rstrip() if len(lines) > 2 else NOT_YET
 
 
+def _tasks(settings: dict[str, Row]) -> dict[str, str]:
+    """Every digest's settings in words; where several have the same words, with what tells them apart."""
+    words = {
+        digest: f"{s['pretext']}, {Path(s['of']).name if s['of'] else s['teacher']} to {s['student']}, {s['images']:,} images of {s['data']}"
+        for digest, s in settings.items()
+    }
+    found = {}
+    for digest, s in settings.items():
+        alike = [settings[other] for other in words if words[other] == words[digest]]
+        apart = [key for key in s if any(other.get(key) != s[key] for other in alike)]
+        found[digest] = ", ".join([words[digest], *(f"{key.replace('_', ' ')} {_value(s[key])}" for key in apart)])
+    return found
+
+
+def _value(setting: Any) -> str:
+    """Of a path the last part only."""
+    if setting is None:
+        return "by default"
+    return f"{setting:g}" if isinstance(setting, float) else Path(setting).name if isinstance(setting, str) else str(setting)
+
+
 def _transferred(task: str, arm: str, rows: list[Row]) -> str:
-    near, linear, tuned = ([r for r in rows if r["measured"] == m] for m in ("knn", "linear", "finetune"))
+    """An arm over its seeds; runs that diverged are counted and no more."""
+    lost = len({r["seed"] for r in rows if "failed" in r})
+    near, linear, tuned = ([r for r in rows if r["measured"] == m and "failed" not in r] for m in ("knn", "linear", "finetune"))
     less = seeds_said([r["paired_direct"] for r in near if "paired_direct" in r])
     share = [r["share_of_teacher"] for r in near if r.get("share_of_teacher") is not None]
     cost = [r["training_flops"] for r in near if "training_flops" in r]
     cells = [seeds_said(near), less, f"{statistics.fmean(share):.3f}" if share else "", seeds_said(linear), seeds_said(tuned)]
-    return f"| {task} | {arm} | {len(near)} | {' | '.join(cells)} | {f'{statistics.fmean(cost) / 1e15:.2f}' if cost else ''} |"
+    seeds = f"{len(near)}, {lost} diverged" if lost else str(len(near))
+    return f"| {task} | {arm} | {seeds} | {' | '.join(cells)} | {_three(statistics.fmean(cost) / 1e12) if cost else ''} |"
+
+
+def _three(value: float) -> str:
+    """Three digits, and all before the point."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def _pages(name: str, *parts: Callable[[Found], str]) -> str:
@@ -114,7 +142,7 @@ def _curves(found: Found) -> str:
         curves = {row["arm"]: curve for row in call["table"] if (curve := _curve(r for r in call["runs"] if r["arm"] == row["arm"]))}
         goal = next(iter(curves.values()))[-1]["value"] if curves else 0.0
         for arm, curve in curves.items():
-            at = [curve[max(0, round(part * len(curve)) - 1)] for part in PARTS]
+            at = _at_parts(curve)
             there = next((p for p in curve if p["value"] >= goal), None)
             last = "never" if there is None else f"{there['epoch']:.3g} epochs, {there['seconds']:.0f} s"
             told = " | ".join(f"{p['value']:.3f} at {p['seconds']:.0f} s" for p in at)
@@ -126,6 +154,11 @@ def _curve(runs: Iterable[Row]) -> list[Row]:
     """The mean over seeds at every look."""
     along = [r["along"] for r in runs if r.get("along")]
     return [{k: statistics.fmean(p[k] for p in look) for k in ("epoch", "seconds", "value")} for look in zip(*along, strict=False)]
+
+
+def _at_parts(looks: list[Row]) -> list[Row]:
+    """The looks nearest to parts of a run, by its epochs."""
+    return [min(looks, key=lambda look: abs(look["epoch"] - part * looks[-1]["epoch"])) for part in PARTS]
 
 
 # ---- blocks and patches --------------------------------------------------------------------------
@@ -169,7 +202,7 @@ def _matches(found: Found) -> str:
     for name, call in found.items():
         for arm in dict.fromkeys(r["arm"] for r in call.get("health", [])):
             looks = _looks([r for r in call["health"] if r["arm"] == arm])
-            at = [looks[max(0, round(part * len(looks)) - 1)]["local_precision"] for part in PARTS]
+            at = [look["local_precision"] for look in _at_parts(looks)]
             last = [looks[-1].get(f"local_{key}") for key in ("unique", "position")]
             ends = " | ".join("" if x is None else f"{x:.2f}" for x in last)
             lines.append(f"| {name} | {arm} | {looks[-1]['local_kept']:.2f} | {' | '.join(f'{x:.2f}' for x in at)} | {ends} |")
@@ -179,7 +212,7 @@ def _matches(found: Found) -> str:
 def _looks(rows: list[Row]) -> list[Row]:
     """The mean over seeds at every look."""
     seeds = [[r for r in rows if r["seed"] == seed] for seed in dict.fromkeys(r["seed"] for r in rows)]
-    keys = [k for k in rows[0] if k.startswith("local_")]
+    keys = [k for k in rows[0] if k == "epoch" or k.startswith("local_")]
     return [{k: statistics.fmean(r[k] for r in look) for k in keys if all(k in r for r in look)} for look in zip(*seeds, strict=False)]
 
 

@@ -131,7 +131,8 @@ def cifar_sweep() -> str:
             back = [f"`{k}` by default" for k in of[0]["settings"] if k not in r["settings"]]
             words = ", ".join([*(f"`{k}={json.dumps(v)}`" for k, v in changed.items()), *back])
             components = f"{r['spectral']:.3f}" if "spectral" in r else ""
-            lines.append(f"| {method} | {words or 'the rules of then'} | {interval(r)} | {components} | {r['verdict']} |")
+            cells = ["", "", f"diverged: {r['failed']}"] if "failed" in r else [interval(r), components, r["verdict"]]
+            lines.append(f"| {method} | {words or 'the rules of then'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -225,7 +226,7 @@ def local_memory() -> str:
 
 
 def clusters() -> str:
-    """Measured, and in words what as many rows as ImageNet has would take: the passes grow with the rows, all else stays."""
+    """Measured, and in words what as many rows as ImageNet has would take: each row more costs what it costs between the last two measured."""
     rows = results("clusters", "benchmarks")
     if not rows:
         return NOT_YET
@@ -233,11 +234,18 @@ def clusters() -> str:
     for r in rows:
         sizes = f"| {r['rows']:,} | {r['width']:,} | {r['clusters']:,} | {r['used']:,} | {r['passes']}"
         lines.append(f"{sizes} | {r['seconds']:.0f} s | {r['pass']:.1f} s | {r['peak'] / 2**20:.0f} MiB |")
-    last = rows[-1]
-    once, passes = last["pass"] * IMAGENET / last["rows"], last["passes"] + 1  # one more says how many members each has
-    minutes = (last["seconds"] - passes * last["pass"] + passes * once) / 60
-    words = f"{IMAGENET:,} rows would take {once / 60:.1f} minutes a pass and {minutes:.0f} in all on this core, with the same memory."
-    return "\n".join([*lines, "", f"Seconds of one core. {words}"])
+    words = ["Seconds of one core."]
+    if [r["passes"] for r in rows[-2:]] == 2 * [rows[-1]["passes"]]:
+        once, whole = (_grown(rows[-2:], key) / 60 for key in ("pass", "seconds"))
+        words.append(f"{IMAGENET:,} rows would take {once:.1f} minutes a pass and {whole:.0f} in all on this core, with the same memory,")
+        words.append("if each row more costs what it costs between the last two lines, which took as many passes.")
+    return "\n".join([*lines, "", " ".join(words)])
+
+
+def _grown(rows: list[dict[str, Any]], key: str) -> float:
+    """Seconds of as many rows as ImageNet has, on the line through two measurements."""
+    less, more = rows
+    return float(more[key] + (more[key] - less[key]) / (more["rows"] - less["rows"]) * (IMAGENET - more["rows"]))
 
 
 def memory() -> str:

@@ -8,7 +8,8 @@ the features' principal components with a power of 0.25 (`gnothi ensemble fit` o
 SEED`: lightly for as many epochs as it does in the processor time of ours, by steps of both timed in turn in one process. By default all of them:
 three seeds for SimCLR, BYOL and DINO (lightly: SimCLR), one for the others. lightly's backbone computes in the precision and memory format of ours.
 FOLDER of --data holds train.npz and test.npz with `images` and `labels`; --out keeps our runs. Resumable: what stands in results/cifar_methods.json
-is not run again, nor is an arm that diverged, which stands there with the reason. Five to fifteen minutes an arm on one core.
+is not run again, nor is an arm that diverged, which stands there with the reason; all arms there have the same --epochs. Five to fifteen minutes an
+arm on one core.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.hours import refuse
 from experiments.images import write_images
+from experiments.packed import halves
 from gnothi import ensemble, evaluate, pretrain
-from gnothi.contracts import Pixels, RunError
+from gnothi.contracts import GnothiError, Pixels, RunError, SettingError
 from gnothi.data import DataSpec
 from gnothi.encoders import Encoder, load
 from gnothi.encoders.network import NetworkEncoder
@@ -47,6 +50,9 @@ IMAGES = 10_000, 10_000
 """That train, and that test."""
 SEEDS = {"gnothi": {"simclr": 3, "byol": 3, "dino": 3}, "crops": {}, "lightly": {"simclr": 3}, "time": {}}
 """How many seeds an arm has; 1 where nothing stands here."""
+ALONE = ("pixels", "untrained")
+"""Arms without a method."""
+COMPARED = [name for name, (_, method) in METHODS.items() if method.compares]
 IMAGENET = Pixels(0.0, 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """lightly normalises by the statistics of ImageNet."""
 MORE = {"local": 2, "local_size": 32, "local_area": (0.08, 1.0)}
@@ -66,6 +72,20 @@ class Study:
 
     def measured(self, encoder: Encoder) -> dict[str, Any]:
         return measured(encoder, self.data, self.folder / "features")
+
+    def check(self, arms: Sequence[str]) -> None:
+        """Refuse what would be met only hours later.
+
+        Raises:
+            SettingError: an arm is unknown, or the results are of other epochs.
+        """
+        for arm in arms:
+            seed = arm.rpartition(" ")[2]
+            refuse(arm, [*ALONE, *(f"{kind} {m} {seed if seed.isdecimal() else 0}" for kind in SEEDS for m in COMPARED)])
+        others = {row["epochs"] for arm, row in known().items() if not arm.startswith("time ") and "epochs" in row} - {self.epochs}
+        if others:
+            before = f"{min(others):g}"
+            raise SettingError(f"{RESULTS} holds arms of {before} epochs, not of {self.epochs:g}; move it away, or take --epochs {before}")
 
     def gnothi(self, method: str, seed: int, views: dict[str, Any] | None = None, kind: str = "") -> dict[str, Any]:
         out = self.folder / f"{kind}{method}-{seed}"
@@ -187,24 +207,26 @@ def known() -> dict[str, Any]:
 
 
 def arms() -> list[str]:
-    return [
-        "pixels",
-        "untrained",
-        *(f"{kind} {m} {s}" for kind, seeds in SEEDS.items() for m, (_, of) in METHODS.items() if of.compares for s in range(seeds.get(m, 1))),
-    ]
+    return [*ALONE, *(f"{kind} {m} {s}" for kind, seeds in SEEDS.items() for m in COMPARED for s in range(seeds.get(m, 1)))]
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", metavar="ARM")
     parser.add_argument("--data", type=Path, default=Path("data/cifar10"))
     parser.add_argument("--out", type=Path, default=Path("runs/cifar-methods"))
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
+    if not halves(given.data):
+        parser.error(f"--data {given.data} must hold train.npz and test.npz")
     images = given.out / "cifar.npz"
-    write_images(given.data, images, *IMAGES)
     study = Study(images, given.epochs, given.threads, given.out)
+    try:
+        study.check(given.arms)
+        write_images(given.data, images, *IMAGES)
+    except GnothiError as error:
+        parser.error(str(error))
     for arm in given.arms or arms():
         study.run(arm)
 

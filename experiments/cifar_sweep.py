@@ -3,9 +3,9 @@
     python -m experiments.cifar_sweep [METHOD ...] [--data FOLDER] [--threads N]
 
 Micro ResNet, 20 epochs on the first 1,000 training images of each class; the next 500 of each class ask k-NN (k=200, T=0.1). The test set is not
-looked at. FOLDER holds train.npz with `images` and `labels`. Resumable: what stands in results/cifar_sweep.json is not run again. About six
-minutes a run on one core. (Arms of 5 and 10 epochs on half the images stand there too: all values of all settings lay within .03 of each other,
-so they choose nothing.)
+looked at. FOLDER holds train.npz with `images` and `labels`. Resumable: what stands in results/cifar_sweep.json is not run again, nor is an arm that
+diverged, which stands there with the reason. About six minutes a run on one core. (Arms of 5 and 10 epochs on half the images stand there too: all
+values of all settings lay within .03 of each other, so they choose nothing.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 from experiments.cifar_methods import measured
+from experiments.hours import diverged, refuse
 from experiments.images import ASKING, save
+from gnothi.contracts import RunError, SettingError
 from gnothi.encoders import load
 from gnothi.files import replace_file, write_text
 from gnothi.pretrain import train
@@ -55,6 +57,7 @@ TRIED: dict[str, list[dict[str, Any]]] = {
         {"method.momentum": 0.9, "optimiser.lr": 0.24, **CROPS},
         {"method.momentum": 0.9, "optimiser.lr": 0.24},
         {"method.momentum": 0.9, "optimiser.lr": 0.24, **MORE, "views.local_size": 32},
+        {"method.momentum": 0.9, "optimiser.lr": 0.24, "views.recipe": "simclr-cifar"},
     ],
     "simclr": [
         {"method.decoupled": True, **CROPS},
@@ -67,9 +70,15 @@ TRIED: dict[str, list[dict[str, Any]]] = {
         {"method.decoupled": True, **MORE, "views.local_size": 24, "views.local": 4},
         {"method.decoupled": True, "training.epochs": 40},
     ],
-    "moco": [{"method.momentum": 0.9}, {"method.momentum": 0.9, **MORE, "views.local_size": 32}],
-    "simsiam": [{"optimiser.lr": 0.12}, {"optimiser.lr": 0.12, **MORE, "views.local_size": 32}],
-    "barlow": [{"optimiser.lr": 0.06}],
+    "moco": [
+        {"method.momentum": 0.9},
+        {"method.momentum": 0.9, **MORE, "views.local_size": 32},
+        {"method.momentum": 0.9, "views.recipe": "simclr-cifar"},
+        {"method.momentum": 0.9, "optimiser.lr": 0.24},
+        {"method.momentum": 0.9, "method.decoupled": True},
+    ],
+    "simsiam": [{"optimiser.lr": 0.12}, {"optimiser.lr": 0.12, **MORE, "views.local_size": 32}, {"optimiser.lr": 0.24}],
+    "barlow": [{"optimiser.lr": 0.06}, {"views.recipe": "simclr-cifar"}],
     "dino": [
         {"method.momentum": 0.9},
         {"optimiser.lr": 0.12},
@@ -77,8 +86,15 @@ TRIED: dict[str, list[dict[str, Any]]] = {
         {"method.hidden": 2048, "method.out": 256, "method.prototypes": 2048},
         {"views.area": [0.14, 1.0]},
         {"method.momentum_end": 0.99},
+        {"views.area": [0.08, 1.0]},
     ],
-    "swav": [{"optimiser.lr": 0.24}, {"views.recipe": "swav", "views.local": 4}, {"optimiser.lr": 0.24, "method.queue": 1920}],
+    "swav": [
+        {"optimiser.lr": 0.24},
+        {"views.recipe": "swav", "views.local": 4},
+        {"optimiser.lr": 0.24, "method.queue": 1920},
+        {"optimiser.lr": 0.48},
+        {"optimiser.lr": 0.24, "views.recipe": "simclr-cifar"},
+    ],
     "vicreg": [{"optimiser.lr": 0.06}],
 }
 """What an arm changes of that."""
@@ -120,13 +136,14 @@ def decided(method: str, settings: dict[str, Any]) -> RunSpec:
     return spec.load(merge(defaults(Facts(10 * TRAIN, 3, 32, bf16=True), chosen), chosen))
 
 
-def of_now(data: Path, folder: Path, method: str) -> dict[str, Any]:
-    """The arm that is the rules of now, in 20 epochs; it is run where none stands in the results.
+def of_now(data: Path, folder: Path, method: str, threads: int | None = None) -> dict[str, Any]:
+    """The arm that is the rules of now, in 20 epochs; it is run where none stands in the results. One that diverged has ``failed`` and no value.
 
     Args:
         data: folder of train.npz.
         folder: where its images are written.
         method: its name.
+        threads: of its run; by default all cores.
     """
     rules = decided(method, LONG)
     stands = [row for row in known().values() if row["method"] == method and decided(method, row["settings"]) == rules]
@@ -134,11 +151,11 @@ def of_now(data: Path, folder: Path, method: str) -> dict[str, Any]:
         return stands[0]
     images = folder / "sweep.npz"
     replace_file(images, lambda temporary: write_split(data, temporary))
-    run(images, method, LONG, threads())
+    run(images, method, LONG, threads or cores())
     return of_now(data, folder, method)
 
 
-def threads() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -148,24 +165,40 @@ def run(data: Path, method: str, settings: dict[str, Any], threads: int) -> None
     key = f"{method} {json.dumps(settings, sort_keys=True)}"
     if key in known():
         return
-    chosen = merge(nests(method, settings), {"training": {"threads": threads}})
+    try:
+        numbers = trained(data, merge(nests(method, settings), {"training": {"threads": threads}}))
+        said = f"{numbers['value']:.3f} {key} {numbers['verdict']}"
+    except RunError as why:
+        numbers = {"failed": diverged(why).partition(";")[0]}  # the rest names a folder that is gone
+        said = f"{key}: {numbers['failed']}"
+    write_text(RESULTS, json.dumps(known() | {key: {"method": method, "settings": settings, **numbers}}, indent=1) + "\n")
+    print(said, flush=True)
+
+
+def trained(data: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """A run: how good it is, its processor seconds and its verdict."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
-        done = train(f"{data}@train", out=Path(folder) / "run", settings=chosen)
+        done = train(f"{data}@train", out=Path(folder) / "run", settings=settings)
         processor = round(time.process_time() - began, 1)
         numbers = measured(load(str(done.folder)), data, Path(folder) / "features")
-    numbers = {k: numbers[k] for k in ("value", "low", "high", "spectral")} | {"processor": processor}
-    found = {"method": method, "settings": settings, **numbers, "verdict": done.verdict["verdict"], "why": done.verdict["why"]}
-    write_text(RESULTS, json.dumps(known() | {key: found}, indent=1) + "\n")
-    print(f"{found['value']:.3f}", key, found["verdict"], flush=True)
+    kept = {k: numbers[k] for k in ("value", "low", "high", "spectral")}
+    return {**kept, "processor": processor, "verdict": done.verdict["verdict"], "why": done.verdict["why"]}
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", metavar="METHOD")
     parser.add_argument("--data", type=Path, default=Path("data/cifar10"))
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
+    try:
+        for method in given.methods:
+            refuse(method, NOW)
+    except SettingError as error:
+        parser.error(str(error))
+    if not (given.data / "train.npz").is_file():
+        parser.error(f"--data {given.data} must hold train.npz")
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images.npz"
         write_split(given.data, images)

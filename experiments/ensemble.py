@@ -5,22 +5,23 @@
 
 FOLDER of --data holds train.npz and test.npz with `images` and `labels`. Members are micro ResNets: SimCLR, BYOL, VICReg and SimCLR with rotation, a
 seed each, and SimCLR with further seeds, in folders METHOD-SEED. They are looked for in --members (where experiments.cifar_methods keeps its runs),
-then in --out, where they are trained if they are in neither. An arm is
-    table/SET/SEED          every combiner; SET is mixed, seeds, alone or crafted
+and taken where they have the same epochs and the very same images, then in --out, where they are trained if they are in neither. An arm is
+    table/SET/SEED          every combiner; SET is mixed, seeds, alone, crafted, or vit: the mixed ones as micro ViTs, only where it is asked
     sweep/SEED              powers of PCA: of each member alone, and of all together
     length/SEED             powers of PCA of runs a quarter, a half, as long and twice as long as the members'
     steps/SEED              steps of the descent
     grid/NAME/SEED          the descent, one thing changed
     student/SEED            a feed-forward student of the ensemble, and one with a head a member
-    transfer/DATA/SEED      maps of CIFAR-10, frozen, on other images (a ":" in DATA stands for "/"), and the same combiners fitted to those
+    transfer/NAME/SEED      maps of CIFAR-10, frozen, on other images, and the same combiners fitted to those; NAME is the last part of a DATA
 by default all. With --judge holdout an arm is measured on a fifth of the *training* images, to which no combiner is fitted (members, and students
 with their ensemble, have seen them without labels): what defaults are chosen by, in results of its own (ARM@holdout). With --judge test, the default,
 it is measured on the test split: the final table, by which nothing may be chosen.
 What is measured is k-NN with k=20 and k=200 and a linear classifier, of the same fits; the best member and the chosen power of PCA are chosen by the
 same k and temperature. Differences to both, and to the concatenation, stand beside every number with their intervals.
 DATA of --transfer is a name that gnothi opens, or a folder of train.npz and test.npz; grey images are told to the members in three equal channels.
-Resumable: what stands in the results is not run again, runs go on, fits begin again. With 20 epochs, training takes about ten minutes a member on
-one core.
+Resumable: what stands in the results is not run again, runs go on, fits begin again; an arm whose run diverged stands there with the reason. Runs lie
+in a folder of --out by data, images and epochs, and FILE holds arms of one such folder only. With 20 epochs, training takes about ten minutes a
+member on one core.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +39,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.cost import cost
+from experiments.hours import diverged, refuse, threads_of, usable
 from experiments.images import write_images
+from experiments.members import SETS, Members, finished
 from experiments.packed import halves, write_colour
 from gnothi import ensemble, evaluate
+from gnothi.contracts import GnothiError, RunError, SettingError
 from gnothi.data import DataSpec
 from gnothi.encoders import load
 from gnothi.evaluate.run import Split, measure, split, vectors_of
 from gnothi.files import write_text
-from gnothi.pretrain import train
 from gnothi.transfer import TransferSpec, transfer
 
-MIXED: dict[str, dict[str, Any]] = {
-    "simclr": {"method": {"name": "simclr"}},
-    "byol": {"method": {"name": "byol"}},
-    "vicreg": {"method": {"name": "vicreg"}},
-    "simclr-rotation": {"method": {"name": "simclr"}, "auxiliary": {"rotation": {}}},
-}
-SETS = ("mixed", "seeds", "alone", "crafted")
+ASKED = ("table/vit",)
+"""Arms that are run only where they are asked."""
 COMBINERS = ensemble.ALL
 STEPS = (0, 1, 5, 20, 100, 500)
 LENGTHS = (0.25, 0.5, 1.0, 2.0)
@@ -90,42 +89,36 @@ member ``missing`` after the fit, and what is ``read`` where that is not the cod
 
 @dataclass(frozen=True)
 class Study:
-    images: Path
-    """An .npz of the images that train and those that test."""
-    found: Path
-    """Where members may lie that others have trained."""
-    out: Path
+    runs: Members
     results: Path
-    epochs: float
-    threads: int
+    settings: dict[str, Any]
+    """What the results are of: the data, images a class and epochs."""
     judge: str
+    targets: dict[str, str] = field(default_factory=dict)
+    """Other images, by the name that their arm has."""
 
-    def member(self, name: str, seed: int) -> str:
-        there = self.found / f"{name}-{seed}"
-        return str(there) if finished(there) else self.trained(f"{name}-{seed}", name, seed)
+    def check(self, arms: Sequence[str]) -> None:
+        """Refuse what would be met only hours later.
 
-    def trained(self, folder: str, name: str, seed: int, epochs: float | None = None) -> str:
-        out = self.out / folder
-        if not finished(out):
-            training = self.training(epochs or self.epochs)
-            chosen = {"seed": seed, **MIXED[name], "training": training, "backbone": {"name": "micro-resnet"}, "data": {"holdout": 0}}
-            begun = (out / "spec.json").exists()
-            train(f"{self.images}@train", out=out, settings=None if begun else chosen, resume=begun)
-        return str(out)
-
-    def members(self, kind: str, seed: int) -> list[str]:
-        if kind == "seeds":
-            return [self.member("simclr", 10 * seed + s) for s in range(4)]
-        if kind == "alone":
-            return [self.member("simclr", seed)]
-        return [self.member(name, seed) for name in MIXED] + (["hog", "colour"] if kind == "crafted" else [])
+        Raises:
+            GnothiError: an arm is unknown, other images cannot be used, or the results are of other settings.
+        """
+        before = json.loads(self.results.read_text()).get("settings", {}) if self.results.exists() else self.settings
+        if before != self.settings:
+            words, others = (", ".join(f"{key} {value}" for key, value in of.items()) for of in (self.settings, before))
+            raise SettingError(f"{self.results} holds arms of {others or 'unknown settings'}, not of {words}; name another file with --results")
+        for arm in arms:
+            seed = arm.rpartition("/")[2]
+            refuse(arm, [f"{kind}/{seed if seed.isdecimal() else 0}" for kind in (*kinds(self.targets), *ASKED)])
+        for name in self.targets:
+            usable(self.target(name), "--transfer", self.runs.source.channels)
 
     # ---- the arms
     def table(self, kind: str, seed: str) -> list[dict[str, Any]]:
-        return self.compared(self.members(kind, int(seed)), int(seed))
+        return self.compared(self.runs.of(kind, int(seed)), int(seed))
 
     def sweep(self, seed: str) -> list[dict[str, Any]]:
-        members = self.members("mixed", int(seed))
+        members = self.runs.of("mixed", int(seed))
         sets = {Path(m).name: [m] for m in members} | {"together": members}
         return [{"of": name, **r} for name, own in sets.items() for r in self.compared(own, int(seed), ("pca",))]
 
@@ -133,13 +126,14 @@ class Study:
         """Runs of their own: only the last checkpoint of one has a rate that fell to nothing, and statistics of its last weights."""
         found = []
         for part in LENGTHS:
-            epochs = part * self.epochs
-            run = self.trained(f"simclr-{seed}" if part == 1 else f"simclr-{epochs:g}-epochs-{seed}", "simclr", int(seed), epochs=epochs)
+            epochs = part * self.runs.epochs
+            out = self.runs.out / f"simclr-{epochs:g}-epochs-{seed}"
+            run = self.runs.one("simclr", int(seed)) if part == 1 else self.runs.trained(out, "simclr", int(seed), epochs)
             found += [{"epochs": epochs, **r} for r in self.compared([run], int(seed), ("pca",))]
         return found
 
     def steps(self, seed: str) -> list[dict[str, Any]]:
-        features, rows = self.features(self.members("mixed", int(seed)), int(seed))
+        features, rows = self.features(self.runs.of("mixed", int(seed)), int(seed))
         made = ensemble.fit(features[0], "descent", seed=int(seed))
         found = []
         for steps in STEPS:
@@ -153,7 +147,7 @@ class Study:
         settings = dict(GRID[name])
         combiner, many = settings.pop("combiner", "descent"), settings.pop("members", None)
         missing, read = settings.pop("missing", None), settings.pop("read", "codes")
-        features, rows = self.features(self.members("mixed", int(seed))[:many], int(seed))
+        features, rows = self.features(self.runs.of("mixed", int(seed))[:many], int(seed))
         made = ensemble.fit(features[0], combiner, seed=int(seed), **settings)
         x, y = (made.transform([None if j == missing else own for j, own in enumerate(part)]) for part in features)
         if read == "reconstruction":
@@ -163,36 +157,36 @@ class Study:
 
     def student(self, seed: str) -> list[dict[str, Any]]:
         """Of the ensemble's own vectors, and of all members with a head each; beside members and ensemble, all of the same images and epochs."""
-        members, folder = self.members("mixed", int(seed)), str(self.out / f"together-{seed}")
-        ensemble.make(members, f"{self.images}@train", folder, seed=int(seed), cache=self.cache)
-        settings = {"seed": int(seed), "training": self.training(self.epochs), "data": {"holdout": 0}}
+        members, folder, data = self.runs.of("mixed", int(seed)), self.runs.out / f"together-{seed}", f"{self.runs.images}@train"
+        if not (folder / "ensemble.json").exists():  # made anew with other threads it differs in last bits, and students would be another's
+            ensemble.make(members, data, folder, seed=int(seed), cache=self.cache)
         runs = []
-        for name, teachers in (("student", [folder]), ("student-heads", members)):
-            out, spec = self.out / f"{name}-{seed}", TransferSpec(loss="regression")
+        for name, teachers in (("student", [str(folder)]), ("student-heads", members)):
+            out, spec = self.runs.out / f"{name}-{seed}", TransferSpec(loss="regression")
             if not finished(out):
-                data = f"{self.images}@train"
+                training = self.runs.training(self.runs.epochs, threads_of(out, self.runs.threads))
+                settings = {"seed": int(seed), "training": training, "data": {"holdout": 0}}
                 transfer(teachers, data, out=out, student="micro-resnet", spec=spec, settings=settings, cache=self.cache, resume=True)
             runs.append(str(out))
-        train, test = self.judged(self.images)
-        names, found = [folder, *runs, *members], []
+        train, test = self.judged()
+        names, found = [str(folder), *runs, *members], []
         costs = {name: cost(name) for name in names}
         for word, (kind, options) in MEASURES.items():
             results = evaluate.run(kind, names, train, test, seed=int(seed), cache=self.cache, **options)
             found += [{"metric": word, **shown(r), **costs[name]} for name, r in zip(names, results, strict=True)]
         return found
 
-    def transfer(self, data: str, seed: str) -> list[dict[str, Any]]:
+    def transfer(self, name: str, seed: str) -> list[dict[str, Any]]:
         """Combiners fitted to CIFAR-10 on other images, where choices were made on CIFAR-10, too; and the same fitted to those images."""
-        members, target = self.members("mixed", int(seed)), self.opened(data.replace(":", "/"))
-        target += "@train" if self.judge == "holdout" and not target.endswith("@train") else ""
-        source = split(*self.judged(self.images), DataSpec(), int(seed)).train
+        members, target = self.runs.of("mixed", int(seed)), self.target(name)
+        source = split(*self.judged(), DataSpec(), int(seed)).train
         fitted, frozen = (self.measured(members, target, None, int(seed), fitted_to=maps) for maps in (None, source))
         return [{**r, "maps": "fitted to the target"} for r in fitted] + [{**r, "maps": "frozen"} for r in frozen]
 
     # ---- what they share
     def compared(self, members: list[str], seed: int, combiners: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
         """On the images that judge."""
-        return self.measured(members, *self.judged(self.images), seed, combiners)
+        return self.measured(members, *self.judged(), seed, combiners)
 
     def measured(
         self, members: list[str], data: str, test: str | None, seed: int, combiners: tuple[str, ...] | None = None, **more: Any
@@ -201,39 +195,47 @@ class Study:
         found = ensemble.compare_by(list(MEASURES.values()), members, data, test, combiners or COMBINERS, seed=seed, cache=self.cache, **more)
         return [{"metric": word, **shown(r)} for word, results in zip(MEASURES, found, strict=True) for r in results]
 
-    def judged(self, images: Path | str) -> tuple[str, str | None]:
+    def judged(self) -> tuple[str, str | None]:
         """What trains and what asks: without a test split, a part of the training images is held out by class, another one for each seed."""
-        return f"{images}@train", f"{images}@test" if self.judge == "test" else None
+        return f"{self.runs.images}@train", f"{self.runs.images}@test" if self.judge == "test" else None
+
+    def target(self, name: str) -> str:
+        """What of other images is opened; where training images judge, those."""
+        data = self.opened(self.targets[name])
+        return data + ("@train" if self.judge == "holdout" and not data.endswith("@train") else "")
 
     def opened(self, data: str) -> str:
         """A name that gnothi opens: a folder of train.npz and test.npz is packed in three channels beside the runs."""
         name, _, part = data.partition("@")
         if not halves(Path(name)):
             return data
-        packed = self.out / f"{Path(name).name}-colour.npz"
+        packed = self.runs.out / f"{Path(name).name}-colour.npz"
         write_colour(Path(name), packed)
         return f"{packed}@{part}" if part else str(packed)
 
     @property
     def cache(self) -> str:
-        return str(self.out / "features")
-
-    def training(self, epochs: float) -> dict[str, Any]:
-        return {"epochs": epochs, "threads": self.threads, "evaluate_every": "100%"}
+        return str(self.runs.out / "features")
 
     def features(self, members: list[str], seed: int) -> tuple[list[list[Any]], Split]:
-        rows = split(*self.judged(self.images), DataSpec(), seed)
+        rows = split(*self.judged(), DataSpec(), seed)
         opened = [load(name) for name in members]
         return [[vectors_of(e, part, self.cache, None) for e in opened] for part in (rows.train, rows.test)], rows
 
     def run(self, arm: str) -> None:
-        done, key = known(self.results), arm if self.judge == "test" else f"{arm}@{self.judge}"
-        if key in done:
+        key = arm if self.judge == "test" else f"{arm}@{self.judge}"
+        if key in known(self.results):
             return
         began, (kind, *rest) = time.monotonic(), arm.split("/")
-        found = getattr(self, kind)(*rest)
-        write_text(self.results, json.dumps(known(self.results) | {key: found}, indent=1) + "\n")
-        print(f"{key}: {len(found)} results after {time.monotonic() - began:.0f} s", flush=True)
+        found: list[dict[str, Any]] | dict[str, str]
+        try:
+            found = getattr(self, kind)(*rest)
+            words = f"{len(found)} results"
+        except RunError as why:
+            words = diverged(why)
+            found = {"failed": words}
+        write_text(self.results, json.dumps({"settings": self.settings, "arms": known(self.results) | {key: found}}, indent=1) + "\n")
+        print(f"{key}: {words} after {time.monotonic() - began:.0f} s", flush=True)
 
 
 def by_neighbours(name: str, x: Tensor, y: Tensor, rows: Split, seed: int) -> list[dict[str, Any]]:
@@ -255,21 +257,28 @@ def shown(result: evaluate.Result) -> dict[str, Any]:
     return row | {k: result.details[k] for k in kept if k in result.details}
 
 
-def finished(run: Path) -> bool:
-    return (run / "verdict.json").exists()
-
-
 def known(results: Path) -> dict[str, Any]:
-    return json.loads(results.read_text()) if results.exists() else {}
+    """Arms that stand in the results."""
+    return json.loads(results.read_text())["arms"] if results.exists() else {}
 
 
-def arms(seeds: int, transfer: list[str]) -> list[str]:
-    kinds = [*(f"table/{kind}" for kind in SETS), *(f"transfer/{data.replace('/', ':')}" for data in transfer)]
-    kinds += ["sweep", "length", "steps", "student", *(f"grid/{name}" for name in GRID)]
-    return [f"{kind}/{seed}" for kind in kinds for seed in range(seeds)]
+def kinds(targets: Iterable[str]) -> list[str]:
+    """Arms without their seed, in the order in which they are run."""
+    tables = [f"table/{kind}" for kind in SETS if f"table/{kind}" not in ASKED]
+    return [*tables, *(f"transfer/{name}" for name in targets), "sweep", "length", "steps", "student", *(f"grid/{name}" for name in GRID)]
 
 
-def main() -> None:
+def named(transfer: Iterable[str]) -> dict[str, str]:
+    """DATA of --transfer by the last part of its name, as arms and tables call it; an "@" is a space, for it stands before the judge."""
+    found: dict[str, str] = {}
+    for data in transfer:
+        name = data.rstrip("/").rpartition("/")[2].replace("@", " ")
+        if found.setdefault(name, data) != data:
+            raise SettingError(f"--transfer: {found[name]} and {data} are both called {name}; give one of them another name")
+    return found
+
+
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", metavar="ARM")
     parser.add_argument("--data", type=Path, default=Path("data/cifar10"))
@@ -282,12 +291,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--transfer", nargs="*", default=[], metavar="DATA")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "ensemble.json")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
+    if not halves(given.data):
+        parser.error(f"--data {given.data} must hold train.npz and test.npz")
     torch.set_num_threads(given.threads)
-    images = given.out / f"cifar-{given.a_class}.npz"
-    write_images(given.data, images, 10 * given.a_class, 10_000)
-    study = Study(images, given.members, given.out, given.results, given.epochs, given.threads, given.judge)
-    for arm in given.arms or arms(given.seeds, given.transfer):
+    settings = {"data": given.data.resolve().name, "a_class": given.a_class, "epochs": given.epochs}
+    out = given.out / f"{settings['data']}-{given.a_class}-a-class-{given.epochs:g}-epochs"
+    write_images(given.data, out / "cifar.npz", 10 * given.a_class, 10_000)
+    runs = Members(out / "cifar.npz", given.members, out, given.epochs, given.threads)
+    try:
+        study = Study(runs, given.results, settings, given.judge, named(given.transfer))
+        study.check(given.arms)
+    except GnothiError as error:
+        parser.error(str(error))
+    for arm in given.arms or [f"{kind}/{seed}" for kind in kinds(study.targets) for seed in range(given.seeds)]:
         study.run(arm)
 
 

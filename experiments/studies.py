@@ -1,12 +1,15 @@
 """What each auxiliary objective gives on CIFAR-10, and which method suits little data: comparisons with paired intervals.
 
-    python -m experiments.studies STUDY ... [--data FOLDER] [--far DATA] [--out FOLDER] [--gpu] [--tiny]
+    python -m experiments.studies STUDY ... [--data FOLDER] [--far DATA] [--out FOLDER] [--threads N] [--gpu] [--tiny]
 
 STUDY is one of the names below. FOLDER holds train.npz and test.npz with `images` and `labels`. A study is several calls of `gnothi.compare`, most of
 one method, so that every difference is one to that method alone; it goes on where it was stopped, and what came of it is written to
-results/study_NAME.json after every call. Equal time is the method alone for as long as its slowest arm took on equal epochs. Each takes one to two
-hours of two cores. --gpu takes a ResNet-18 or a tiny ViT with patches of 4, and 200 epochs of all images where a call does not say otherwise. --far
-are images of another kind, with labels, on which `layers` measures every block, too.
+results/study_NAME.json after every call. Each takes one to two hours of two cores.
+
+Equal time is the method alone for as long as its slowest arm took on equal epochs, in seconds by the clock: nothing else should compute on the cores
+of a study. --threads leaves it fewer of them; a study that was begun goes on with the same only. --gpu takes a ResNet-18 or a tiny ViT with patches
+of 4, and 200 epochs of all images where a call does not say otherwise. --far are images of another kind, with labels, on which `layers` measures
+every block, too.
 
 What is chosen is chosen by training images that did not train; test images only report.
 """
@@ -23,9 +26,13 @@ from typing import Any, Literal
 
 import gnothi
 from experiments import cifar_sweep
+from experiments.hours import usable
 from experiments.images import write_images
+from experiments.packed import halves
 from gnothi import evaluate
 from gnothi.comparison import Comparison, table
+from gnothi.contracts import DataError, GnothiError, SettingError
+from gnothi.data import open as open_data
 from gnothi.files import write_text
 from gnothi.recipes.spec import merge
 
@@ -152,6 +159,8 @@ class Study:
     test: int = TEST
     least: float = 0.0
     """Seconds of a run in equal time."""
+    threads: int | None = None
+    """Of every run; None for all cores."""
     records: dict[str, Record] = field(default_factory=dict)
     """What the comparisons left, by call."""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -160,7 +169,7 @@ class Study:
     def run(self, call: Call) -> None:
         """Carry out a comparison; one of equal time only where there is something beside the method alone."""
         if call.sweep:
-            self.found[call.name] = swept(self.data, self.out, call)
+            self.found[call.name] = swept(self.data, self.out, call, self.threads)
         elif not call.equal_time:
             self.keep(call, *self.compare(call, self.sets(call), {"epochs": call.epochs}, call.vary))
         elif len((before := self.records[call.name.removesuffix(EQUAL)])["arms"]) > 1:
@@ -175,6 +184,8 @@ class Study:
         """A comparison, and what it was of."""
         images, asking = self.images(call), call.asks == "others"
         settings = merge({"backbone": {"name": call.backbone}, "data": {"holdout": 0.1}}, call.settings or {})
+        if self.threads:
+            settings = merge(settings, {"training": {"threads": self.threads}})
         done = gnothi.compare(
             str(images),
             methods=call.methods,
@@ -262,25 +273,25 @@ def best(asking: Sequence[Record]) -> str:
     return max(values, key=lambda arm: values[arm]).partition("+")[2] or "none"
 
 
-def swept(data: Path, folder: Path, call: Call) -> dict[str, Any]:
-    """The sweep's rows that are the rules of now; a row that is missing is run."""
-    rows = {method: cifar_sweep.of_now(data, folder, method) for method in call.methods}
+def swept(data: Path, folder: Path, call: Call, threads: int | None) -> dict[str, Any]:
+    """The sweep's rows that are the rules of now; a row that is missing is run. One that diverged has no value, as in a comparison."""
+    rows = {method: cifar_sweep.of_now(data, folder, method, threads) for method in call.methods}
     told = [
         {
             "arm": m,
-            "seeds": [0],
+            "seeds": [] if "failed" in r else [0],
             "epochs": call.epochs,
             "seconds": None,
-            "value": r["value"],
+            "value": r.get("value"),
             "over_seeds": None,
-            "over_images": [r["low"], r["high"]],
+            "over_images": None if "failed" in r else [r["low"], r["high"]],
         }
         for m, r in rows.items()
     ]
     return {
         "table": told,
         "protocol": [cifar_sweep.PROTOCOL],
-        "runs": [],
+        "runs": [{"arm": m, "seed": 0, "failed": r["failed"]} for m, r in rows.items() if "failed" in r],
         "images": call.images,
         "sets": list(call.auxiliaries),
         "epochs": call.epochs,
@@ -301,19 +312,32 @@ def matches(done: Comparison) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", choices=list(STUDIES), metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument("--data", type=Path, default=Path("data/cifar10"))
     parser.add_argument("--far", help="such as flowers: a folder of images with labels")
     parser.add_argument("--out", type=Path, default=Path("runs/studies"))
+    parser.add_argument("--threads", type=int, help="of every run; by default all cores, less loader processes")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="a few images and one epoch, to see that it runs; results are written to OUT")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     if "layers" in given.studies and given.far is None:
         parser.error("layers needs --far DATA: what blocks know of images of another kind is a part of it")
-    for name in given.studies:
-        carry_out(name, given)
+    if given.threads is not None and given.threads < 1:
+        parser.error(f"--threads must be at least 1, got {given.threads}")
+    if not halves(given.data):
+        parser.error(f"--data {given.data} must hold train.npz and test.npz")
+    if "layers" in given.studies:
+        try:
+            usable(given.far, "--far", open_data(str(given.data / "train.npz")).channels)
+        except GnothiError as error:
+            parser.error(str(error))
+    try:
+        for name in given.studies:
+            carry_out(name, given)
+    except (SettingError, DataError) as error:  # a folder that was begun with other words, or other images
+        parser.error(str(error))
 
 
 def carry_out(name: str, given: argparse.Namespace) -> None:
@@ -321,7 +345,7 @@ def carry_out(name: str, given: argparse.Namespace) -> None:
     form = "tiny" if given.tiny else "gpu" if given.gpu else "cores"
     change: Callable[[Call], Call] = in_small if given.tiny else on_gpu if given.gpu else lambda call: call
     calls = [change(call) for call in STUDIES[name]() if given.gpu or not call.gpu_only]
-    study = Study(name, given.data, given.far, given.out / form, *((100, 12.0) if given.tiny else ()))
+    study = Study(name, given.data, given.far, given.out / form, *((100, 12.0) if given.tiny else ()), threads=given.threads)
     path = (study.out if given.tiny else RESULTS) / f"study_{name}{'_gpu' if given.gpu else ''}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     for call in calls:

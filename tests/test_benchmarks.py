@@ -166,6 +166,23 @@ def test_a_row_measured_anew_replaces_its_own_and_no_other() -> None:
     assert replaced([], {**ROWS[1], "step": 1.0}) == [{**ROWS[1], "step": 1.0}]
 
 
+def test_images_are_written_before_the_process_that_is_measured_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its peak of memory would else be that of writing them."""
+    from benchmarks import growth
+
+    seen: list[tuple[int, ...]] = []
+
+    def apart(benchmark: str, case: dict[str, Any]) -> dict[str, Any]:
+        seen.append(np.load(case["data"], mmap_mode="r", allow_pickle=False).shape)
+        return {**case["row"], "first step": 1.0, "step": 1.0, "images/s": 1.0, "memory": 2**20}
+
+    monkeypatch.setattr(growth, "ROWS", [{"grows": "batch", "n": 50, "batch": 8}])
+    monkeypatch.setattr(growth, "RESULTS", tmp_path / "growth.json")
+    monkeypatch.setattr(growth, "apart", apart)
+    growth.main([])
+    assert seen == [(50, 32, 32, 3)] and growth.RESULTS.exists()
+
+
 # ---- steps ---------------------------------------------------------------------------------------
 def test_a_case_stands_beside_lightly_s_defaults_and_beside_lightly_alike() -> None:
     from dataclasses import asdict
@@ -201,5 +218,20 @@ def test_a_case_is_timed_as_it_says(name: str, apart: bool, fused: bool, tmp_pat
     monkeypatch.setattr(Learner, "__init__", lambda self, *args, **more: (begin(self, *args, **more), made.append(self))[0])
     found = step.ours(replace(next(c for c in step.CASES if c.name == name), batch=8, steps=1), tmp_path / "noise.npy")
     learner = made[0]
+    assert learner.every["log_every"] <= 20  # as in the whole run that these images would have, which is not one of 100,000 steps
     assert found["bare"] == pytest.approx(found["forward"] + found["backward"] + found["optimiser"])
     assert learner.objective.method.spec.joint_views is not apart and {g["fused"] for g in learner.optimiser.param_groups} == {fused}
+
+
+def test_seconds_of_a_step_are_means_as_lightly_s_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 1, 1 and 4 s: a median hides what comes in bursts."""
+    from dataclasses import replace
+
+    from benchmarks import step
+
+    np.save(tmp_path / "noise.npy", torch.randint(256, (32, 32, 32, 3), generator=generator(0, "noise"), dtype=torch.uint8).numpy())
+    monkeypatch.setattr(step, "WARM", 0)
+    seconds = iter([1.0, 0.5, 1.0, 0.5, 4.0, 2.0])  # of a step and of its views, in turn
+    monkeypatch.setattr(step, "seconds_of", lambda action, device: next(seconds))
+    found = step.ours(replace(step.CASES[0], batch=8, steps=3), tmp_path / "noise.npy")
+    assert (found["real"], found["views"]) == (2.0, 1.0)

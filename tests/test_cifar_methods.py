@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from experiments import cifar_methods, images
-from gnothi.contracts import RunError
+from gnothi.contracts import DataError, RunError
 
 
 @pytest.fixture
@@ -69,6 +69,48 @@ def test_steps_are_timed_in_turn_by_the_processor_and_the_median_counts(monkeypa
 
     assert cifar_methods.in_turn(lambda: step("ours", 1.0), lambda: step("theirs", 2.0)) == [1.0, 2.0]
     assert order == ["ours", "theirs"] * (cifar_methods.WARM + cifar_methods.STEPS)
+
+
+def halves(folder: Path) -> Path:
+    """train.npz and test.npz of ten images of each of two classes."""
+    folder.mkdir(exist_ok=True)
+    for split in ("train", "test"):
+        np.savez(folder / f"{split}.npz", images=np.zeros((20, 2, 2, 3), np.uint8), labels=np.repeat([0, 1], 10))
+    return folder
+
+
+def test_names_and_results_that_are_wrong_are_refused_before_anything_trains(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(cifar_methods.Study, "run", lambda self, arm: ran.append(arm))
+    data, out = halves(tmp_path / "some"), ["--out", str(tmp_path / "out")]
+
+    def refused(*words: str, data: Path = data) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            cifar_methods.main([*words, "--data", str(data), *out])
+        assert stopped.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "did you mean time simclr 0?" in refused("pixels", "time simclr")
+    assert "did you mean gnothi byol 2?" in refused("pixels", "gnothi byoll 2")
+    assert "must hold train.npz and test.npz" in refused(data=tmp_path / "nowhere")
+    cifar_methods.RESULTS.write_text(json.dumps({"pixels": {}, "time byol 0": {"epochs": 7}, "lightly byol 0": {"epochs": 40}}))
+    assert "holds arms of 40 epochs, not of 20" in refused("pixels") and ran == []
+    cifar_methods.main(["pixels", "time dino 12", "--epochs", "40", "--data", str(data), *out])
+    assert ran == ["pixels", "time dino 12"]
+    assert "is of data some" in refused("pixels", "--epochs", "40", data=halves(tmp_path / "others"))
+
+
+def test_images_that_are_there_are_those_that_are_asked_for(tmp_path: Path) -> None:
+    some, others, path = halves(tmp_path / "some"), halves(tmp_path / "others"), tmp_path / "out" / "images.npz"
+    images.write_images(some, path, 10, 10)
+    images.write_images(some, path, 10, 10)
+    for asked in ((others, path, 10, 10), (some, path, 20, 10), (some, path, 10, 20), (some, path, 10, 10, True)):
+        with pytest.raises(DataError, match="is of data some, train 10, test 10, asking False, not of"):
+            images.write_images(*asked)
+    path.with_suffix(".json").unlink()
+    images.write_images(others, path, 10, 10)  # a file of before says nothing
 
 
 def test_images_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,16 @@ import pytest
 import torch
 
 from gnothi import evaluate
-from gnothi.contracts import Pixels
+from gnothi.contracts import Pixels, RunError, SettingError
 from gnothi.encoders import load
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.ensemble import EnsembleEncoder, fit
 from gnothi.models import backbone
 from gnothi.randomness import generator
+from gnothi.recipes.resolve import resolve
+from gnothi.recipes.spec import merge
+
+SETTINGS = {"data": "toys", "a_class": 30, "epochs": 4}
 
 
 def toy(folder: Path, n: int, channels: tuple[int, ...] = (3,)) -> Path:
@@ -45,14 +49,22 @@ def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def study(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     images = tmp_path / "cifar.npz"
     module.write_images(toy(tmp_path / "data", 300), images, 300, 40)
-    monkeypatch.setattr(module.Study, "members", lambda self, kind, seed: ["hog", "colour"])
-    return module.Study(images, tmp_path / "found", tmp_path / "out", tmp_path / "results.json", 4, 1, "holdout")
+    monkeypatch.setattr(module.Members, "of", lambda self, kind, seed: ["hog", "colour"])
+    runs = module.Members(images, tmp_path / "found", tmp_path / "out", 4, 1)
+    return module.Study(runs, tmp_path / "results.json", SETTINGS, "holdout", {"grey": str(tmp_path / "grey")})
+
+
+def arms(study: Any) -> dict[str, Any]:
+    """What stands in the results, which say their settings."""
+    found = json.loads(study.results.read_text())
+    assert found["settings"] == SETTINGS
+    return found["arms"]
 
 
 def test_a_table_has_all_measures_of_one_fit_and_another_part_is_held_out_for_each_seed(module: Any, study: Any) -> None:
     study.run("table/mixed/0")
     study.run("table/mixed/1")
-    found = json.loads(study.results.read_text())
+    found = arms(study)
     assert list(found) == ["table/mixed/0@holdout", "table/mixed/1@holdout"]
     rows = found["table/mixed/0@holdout"]
     of = {m: [r for r in rows if r["metric"] == m] for m in module.MEASURES}
@@ -67,8 +79,8 @@ def test_a_table_has_all_measures_of_one_fit_and_another_part_is_held_out_for_ea
 
 def test_combiners_fitted_elsewhere_are_the_frozen_ones_of_a_hand(module: Any, study: Any, tmp_path: Path) -> None:
     """Grey images in folders of train.npz and test.npz; PCA of the source's training rows, at all powers and the one chosen there, and best."""
-    grey = toy(tmp_path / "grey", 250, ())
-    rows = study.transfer(str(grey).replace("/", ":"), "0")
+    toy(tmp_path / "grey", 250, ())
+    rows = study.transfer("grey", "0")
     frozen = {(r["encoder"], r["metric"]): r for r in rows if r["maps"] == "frozen"}
     assert {f"pca {p:g}" for p in (0, 0.25, 0.5, 0.75, 1)} | {"pca, power chosen", "best"} <= {name for name, _ in frozen}
     assert {m for _, m in frozen} == set(module.MEASURES)
@@ -107,20 +119,32 @@ def test_codes_without_a_member_and_reconstructions_are_others_than_codes(study:
     assert len({(r["value"], r["protocol"][:20]) for r in values.values()}) > 1
 
 
-def test_lengths_are_runs_of_their_own_and_students_learn_all_images(module: Any, study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("there", [False, True])
+def test_lengths_are_runs_of_their_own_but_for_the_members_own(
+    module: Any, study: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: bool
+) -> None:
+    from experiments import members
+
     trained: list[tuple[str, dict[str, Any]]] = []
 
     def train(data: str, *, out: Path, settings: Any, resume: bool) -> None:
         trained.append((out.name, settings))
-        out.mkdir(parents=True)
-        (out / "verdict.json").write_text('{"seconds": 1}')
 
-    monkeypatch.setattr(module, "train", train)
+    if there:
+        (tmp_path / "found" / "simclr-2").mkdir(parents=True)
+        (tmp_path / "found" / "simclr-2" / "verdict.json").write_text("{}")
+        monkeypatch.setattr(module.Members, "fits", lambda self, run, chosen: True)
+    monkeypatch.setattr(members, "train", train)
     monkeypatch.setattr(module.Study, "compared", lambda self, members, seed, combiners: [{"encoder": members[0]}])
-    assert [r["epochs"] for r in study.length("2")] == [1, 2, 4, 8]
-    assert [(name, s["training"]["epochs"], s["seed"]) for name, s in trained] == [
-        ("simclr-1-epochs-2", 1, 2), ("simclr-2-epochs-2", 2, 2), ("simclr-2", 4, 2), ("simclr-8-epochs-2", 8, 2)
-    ]  # fmt: skip
+    found = study.length("2")
+    assert [r["epochs"] for r in found] == [1, 2, 4, 8] and (str(tmp_path / "found" / "simclr-2") == found[2]["encoder"]) == there
+    expected = [("simclr-1-epochs-2", 1, 2), ("simclr-2-epochs-2", 2, 2), ("simclr-2", 4, 2), ("simclr-8-epochs-2", 8, 2)]
+    assert [(name, s["training"]["epochs"], s["seed"]) for name, s in trained] == [e for e in expected if not there or e[0] != "simclr-2"]
+
+
+def test_students_learn_all_images_of_one_ensemble_and_go_on_with_their_threads(
+    module: Any, study: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     taught: list[dict[str, Any]] = []
     monkeypatch.setattr(module, "transfer", lambda teachers, data, **asked: taught.append({"teachers": teachers, **asked}))
     monkeypatch.setattr(module.evaluate, "run", lambda kind, names, *_, **__: [evaluate.Result(kind, 0.5, 0.4, 0.6, 9, "", n) for n in names])
@@ -128,6 +152,54 @@ def test_lengths_are_runs_of_their_own_and_students_learn_all_images(module: Any
     rows = study.student("0")
     assert [t["settings"]["data"] for t in taught] == [{"holdout": 0}] * 2 and [len(t["teachers"]) for t in taught] == [1, 2]
     assert all(r["parameters"] for r in rows) and len(rows) == 3 * 5
+    made = (tmp_path / "out" / "together-0" / "ensemble.json").stat().st_mtime_ns
+    (tmp_path / "out" / "student-0").mkdir()
+    (tmp_path / "out" / "student-0" / "spec.json").write_text(json.dumps({"settings": {"training": {"threads": 7}}}))
+    assert study.student("0") == rows and (tmp_path / "out" / "together-0" / "ensemble.json").stat().st_mtime_ns == made
+    assert [t["settings"]["training"]["threads"] for t in taught] == [1, 1, 7, 1]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"training": {"epochs": 1}},
+        {"seed": 1},
+        {"method": {"name": "byol"}},
+        {"auxiliary": {"rotation": {}}},
+        {"backbone": {"name": "micro-vit"}},
+        {"data": {"holdout": 0.1}},
+        {"images": 200},
+    ],
+    ids=lambda changed: next(iter(changed), "nothing"),
+)
+def test_a_run_of_others_is_a_member_only_with_the_same_settings_and_images(
+    module: Any, study: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """Whose images lie in a file of another name, recorded as a run records them."""
+    from experiments import members
+
+    trained: list[Path] = []
+    monkeypatch.setattr(members, "train", lambda data, *, out, **_: trained.append(out))
+    theirs, run = tmp_path / "theirs.npz", tmp_path / "found" / "simclr-0"
+    module.write_images(tmp_path / "data", theirs, changed.get("images", 300), 40)
+    settings = merge(study.runs.chosen("simclr", 0, 4), {k: v for k, v in changed.items() if k != "images"})
+    run.mkdir(parents=True)
+    (run / "spec.json").write_text(json.dumps(resolve(f"{theirs}@train", settings=settings).record()))
+    (run / "verdict.json").write_text("{}")
+    own = tmp_path / "out" / "simclr-0"
+    assert study.runs.one("simclr", 0) == str(own if changed else run) and trained == ([own] if changed else [])
+
+
+def test_members_are_of_their_set(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = module.Members(tmp_path / "cifar.npz", tmp_path, tmp_path, 20, 1)
+    monkeypatch.setattr(module.Members, "one", lambda self, name, seed: f"{name}-{seed}")
+    mixed = runs.of("mixed", 3)
+    assert mixed == ["simclr-3", "byol-3", "vicreg-3", "simclr-rotation-3"] and runs.of("crafted", 3) == [*mixed, "hog", "colour"]
+    assert runs.of("seeds", 1) == [f"simclr-{s}" for s in (10, 11, 12, 13)] and runs.of("alone", 2) == ["simclr-2"]
+    assert runs.of("vit", 3) == [f"{name[:-2]}-vit-3" for name in mixed]
+    plain, vit = (runs.chosen(name, 3, 20) for name in ("simclr-rotation", "simclr-rotation-vit"))
+    assert plain["backbone"] == {"name": "micro-resnet"} and vit == plain | {"backbone": {"name": "micro-vit"}}
 
 
 def test_what_is_done_is_not_done_again_and_every_seed_has_every_arm(module: Any, study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,10 +207,95 @@ def test_what_is_done_is_not_done_again_and_every_seed_has_every_arm(module: Any
     monkeypatch.setattr(module.Study, "sweep", lambda self, seed: calls.append(seed) or [{"value": 1}])
     for judge in ("holdout", "holdout", "test"):
         replace(study, judge=judge).run("sweep/0")
-    assert calls == ["0", "0"] and set(json.loads(study.results.read_text())) == {"sweep/0@holdout", "sweep/0"}
-    named = module.arms(3, ["a/b"])
-    assert len(named) == len(set(named)) == 3 * (4 + 1 + 4 + len(module.GRID)) and "transfer/a:b/2" in named
-    assert all(len(name.split("/")) in (2, 3) for name in named)
+    assert calls == ["0", "0"] and set(arms(study)) == {"sweep/0@holdout", "sweep/0"}
+    named = module.kinds(["b"])
+    assert len(named) == len(set(named)) == 4 + 1 + 4 + len(module.GRID) and "transfer/b" in named and "table/vit" not in named
+    assert all(len(name.split("/")) in (1, 2) for name in named)
+
+
+def test_an_arm_whose_run_diverged_stands_there_with_the_reason_and_the_run_is_tried_once(
+    module: Any, study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is another matter: it ends the study, and nothing is written of it."""
+    from experiments import members
+
+    tried: list[str] = []
+
+    def train(data: str, *, out: Path, **_: Any) -> None:
+        tried.append(out.name)
+        if out.name == "vicreg-1":
+            raise RunError("metrics.jsonl cannot be written: no space left") from OSError(28, "no space left")
+        raise RunError('term "vicreg" became nan at step 7; no checkpoint yet')
+
+    monkeypatch.setattr(members, "train", train)
+    monkeypatch.setattr(module.Members, "of", lambda self, kind, seed: [self.one("vicreg", seed)])
+    for arm in ("sweep/0", "table/mixed/0", "sweep/0"):
+        study.run(arm)
+    with pytest.raises(RunError, match="no space left"):
+        study.run("sweep/1")
+    failed = {"failed": 'term "vicreg" became nan at step 7; no checkpoint yet'}
+    assert tried == ["vicreg-0", "vicreg-1"] and arms(study) == {"sweep/0@holdout": failed, "table/mixed/0@holdout": failed}
+
+
+@pytest.fixture
+def command(module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Options of the command at toy size."""
+    toy(tmp_path / "data", 300)
+    monkeypatch.setattr(module.torch, "set_num_threads", lambda n: None)
+    return ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--a-class", "10", "--results", str(tmp_path / "found.json")]
+
+
+def refused(module: Any, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The last line of what the command says."""
+    with pytest.raises(SystemExit) as stopped:
+        module.main(list(words))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_names_that_are_wrong_are_refused_before_anything_trains(
+    module: Any, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(module.Study, "run", lambda self, arm: ran.append(arm))
+    grey, unlabelled, single = str(toy(tmp_path / "grey", 300, ())), tmp_path / "unlabelled.npz", tmp_path / "single.npz"
+    np.savez(unlabelled, images=np.zeros((20, 16, 16, 3), np.uint8))
+    np.savez(single, images=np.zeros((20, 16, 16), np.uint8), labels=np.zeros(20, np.int64))
+
+    def said(arm: str, *more: str) -> str:
+        return refused(module, capsys, arm, *command, *more)
+
+    assert "there is no arm 'grid/spher/0'; did you mean grid/sphere/0?" in said("grid/spher/0")
+    assert "there is no arm 'table/mixed/x'; did you mean table/mixed/0?" in said("table/mixed/x")
+    assert "there is no arm 'transfer/none/0'" in said("transfer/none/0", "--transfer", grey)
+    assert "--transfer: " in (line := said("sweep/0", "--transfer", str(tmp_path / "missing"))) and "missing" in line
+    assert "must have labels" in said("sweep/0", "--transfer", grey, str(unlabelled))
+    assert "must have 3 channels, as the images that train have, got 1" in said("sweep/0", "--transfer", str(single))
+    assert "must hold train.npz and test.npz" in said("sweep/0", "--data", str(tmp_path / "out"))
+    assert ran == []
+    module.main(["transfer/grey/1", "table/vit/4", *command, "--transfer", grey])
+    assert ran == ["transfer/grey/1", "table/vit/4"]
+
+
+def test_results_and_runs_are_those_of_one_setting(
+    module: Any, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders: list[str] = []
+    monkeypatch.setattr(module.Study, "sweep", lambda self, seed: folders.append(self.runs.out.name) or [{"value": 1}])
+    trial, final = (str(tmp_path / f"{name}.json") for name in ("trial", "final"))
+    for epochs, file in (("1", trial), ("20", final), ("20", final)):
+        module.main(["sweep/0", *command, "--epochs", epochs, "--results", file])
+    assert folders == ["data-10-a-class-1-epochs", "data-10-a-class-20-epochs"]
+    words = "trial.json holds arms of data data, a_class 10, epochs 1.0, not of data data, a_class 10, epochs 20.0; name another file with --results"
+    assert words in refused(module, capsys, "sweep/0", *command, "--epochs", "20", "--results", trial)
+    assert len(folders) == 2
+
+
+def test_other_images_are_called_by_the_last_part_of_their_name(module: Any) -> None:
+    given = ["work/flowers5/", "shards:there/x-{0..1}.tar", "there/p.npz@test", "photos"]
+    assert module.named(given) == dict(zip(["flowers5", "x-{0..1}.tar", "p.npz test", "photos"], given, strict=True))
+    with pytest.raises(SettingError, match="a/x and b/x are both called x"):
+        module.named(["a/x", "b/x"])
 
 
 def test_costs_are_those_of_the_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

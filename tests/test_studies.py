@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +16,7 @@ import pytest
 
 from gnothi.comparison import table
 from gnothi.comparison.arms import arms
+from gnothi.contracts import SettingError
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,7 +127,7 @@ def test_forms_of_a_study_lie_apart_and_what_stands_in_the_results_stays_until_i
     studies: Any, asked: Any, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studies, "RESULTS", data / "results")
-    base = {"data": data, "far": None, "out": data / "runs"}
+    base = {"data": data, "far": None, "out": data / "runs", "threads": None}
     written = data / "results" / "study_rotation.json"
     written.parent.mkdir()
     written.write_text(json.dumps({"dino": {"old": 1}, "simclr": {"old": 2}, "gone": {"old": 3}}))
@@ -172,6 +176,73 @@ def test_layers_need_images_of_another_kind(studies: Any, monkeypatch: pytest.Mo
     with pytest.raises(SystemExit):
         studies.main()
     assert "layers needs --far DATA" in capsys.readouterr().err
+
+
+def test_images_of_another_kind_are_opened_before_anything_trains(
+    studies: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(studies, "carry_out", lambda name, given: ran.append(name))
+    colour, labels = np.zeros((20, 8, 8, 3), np.uint8), np.repeat([0, 1], 10)
+    for name, arrays in {
+        "train": {"images": colour, "labels": labels},
+        "test": {"images": colour, "labels": labels},
+        "unlabelled": {"images": colour},
+        "grey": {"images": colour[..., 0], "labels": labels},
+    }.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+
+    def said(far: str, data: Path = tmp_path) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            studies.main(["rotation", "layers", "--data", str(data), "--far", str(tmp_path / far)])
+        assert stopped.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "--far: " in (line := said("missing")) and "missing" in line
+    assert "must have labels" in said("unlabelled.npz")
+    assert "must have 3 channels, as the images that train have, got 1" in said("grey.npz")
+    assert "must hold train.npz and test.npz" in said("test.npz", tmp_path / "nowhere") and ran == []
+    studies.main(["rotation", "layers", "--data", str(tmp_path), "--far", str(tmp_path / "test.npz")])
+    assert ran == ["rotation", "layers"]
+
+
+def test_threads_of_a_study_are_asked_of_every_run_and_stay_what_they_were(
+    studies: Any, asked: Any, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(studies, "RESULTS", data / "results")
+    words = ["rotation", "--data", str(data), "--out", str(data / "runs")]
+    studies.main([*words, "--threads", "3"])
+    assert len(asked) == 12 and {a["settings"]["training"]["threads"] for a in asked} == {3}
+    asked.clear()
+    studies.main(words)
+    assert all("threads" not in a["settings"].get("training", {}) for a in asked)
+
+    def others(*_: Any, **__: Any) -> None:
+        raise SettingError("it was begun with training.threads=3, not 2")
+
+    monkeypatch.setattr(studies.gnothi, "compare", others)
+    for threads, said in (("2", "begun with training.threads=3"), ("0", "--threads must be at least 1")):
+        with pytest.raises(SystemExit) as stopped:
+            studies.main([*words, "--threads", threads])
+        assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_threads_of_experiments_do_not_wait_by_spinning() -> None:
+    """Said before torch is imported, which reads it then; a choice of the caller's own stays."""
+    code = "import os, sys, experiments; print(os.environ['OMP_WAIT_POLICY'], os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    plain = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    for own, said in (({}, "passive 20000 False"), ({"GOMP_SPINCOUNT": "7"}, "passive 7 False")):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=plain | own, capture_output=True, text=True)
+        assert done.stdout.strip() == said, done.stderr
+
+
+def test_a_method_that_diverged_in_the_sweep_stands_there_without_a_value(studies: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"simclr": {"value": 0.2, "low": 0.1, "high": 0.3}, "vicreg": {"failed": "nan"}}
+    monkeypatch.setattr(studies.cifar_sweep, "of_now", lambda data, folder, method, threads: rows[method])
+    found = studies.swept(data, data, studies.replace(studies.small()[2], methods=tuple(rows)), 2)
+    good, lost = ([r[key] for key in ("arm", "seeds", "value", "over_images")] for r in found["table"])
+    assert good == ["simclr", [0], 0.2, [0.1, 0.3]] and lost == ["vicreg", [], None, None]
+    assert found["runs"] == [{"arm": "vicreg", "seed": 0, "failed": "nan"}]
 
 
 def test_small_asks_training_images_and_takes_the_sweep_s_rows_of_the_rules_of_now(

@@ -42,6 +42,8 @@ CALL: dict[str, Any] = {
     ],
 }
 
+TRANSFER = {"pretext": "jigsaw", "of": None, "teacher": "resnet18", "student": "micro-resnet", "images": 5000, "data": "x.npz"}
+
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -112,6 +114,53 @@ def test_curves_of_ten_looks_stand_where_they_say(made: Any) -> None:
     assert row[2:6] == ["0.200 at 20 s", "0.500 at 50 s", "0.800 at 80 s", "1.000 at 100 s"]
 
 
+def test_eleven_looks_stand_by_their_epochs(made: Any) -> None:
+    """Of 93 steps a look is taken every ninth and after the last: 45 of them are nearest to a half, and 72 to four fifths."""
+    _, studies, write = made
+    steps = [*range(9, 93, 9), 93]
+    along = [{"epoch": s / 9.3, "seconds": float(s), "value": s / 100} for s in steps]
+    health = [{"arm": "dino", "seed": 0, "epoch": s / 9.3, "local_kept": 0.8, "local_precision": s / 100} for s in steps]
+    call = {**CALL, "table": CALL["table"][:1], "runs": [{"arm": "dino", "seed": 0, "along": along}], "health": health}
+    write("study_rotation", {"simclr": call})
+    write("study_local", {"simclr": call})
+    assert len(steps) == 11
+    curve, right = (rows(text.split("\n\n")[1])[1] for text in (studies.rotation_study(), studies.local_study()))
+    assert curve[2:6] == ["0.180 at 18 s", "0.450 at 45 s", "0.720 at 72 s", "0.930 at 93 s"]
+    assert right[3:7] == ["0.18", "0.45", "0.72", "0.93"]
+
+
+def test_arms_of_the_sweep_stand_with_what_they_change_and_one_that_diverged_with_the_reason(made: Any) -> None:
+    tables, _, write = made
+    first, ends = {"training.epochs": 20, "optimiser.lr": 0.1}, {"value": 0.5, "low": 0.4, "high": 0.6}
+    found = {
+        "a": {"method": "byol", "settings": first, **ends, "spectral": 0.7, "verdict": "healthy"},
+        "b": {"method": "byol", "settings": {**first, "optimiser.lr": 0.9}, "failed": 'term "byol" became nan at step 7'},
+        "c": {"method": "byol", "settings": {**first, "training.epochs": 5}, **ends, "verdict": "healthy"},
+    }
+    write("cifar_sweep", found)
+    assert rows(tables.cifar_sweep())[1:] == [
+        ["byol", "the rules of then", "0.500 (0.400 to 0.600)", "0.700", "healthy"],
+        ["byol", "`optimiser.lr=0.9`", "", "", 'diverged: term "byol" became nan at step 7'],
+    ]
+
+
+def test_a_method_without_a_value_leaves_its_cells_open(made: Any) -> None:
+    _, studies, write = made
+    row = {"arm": "vicreg", "epochs": 20, "seconds": None, "seeds": [], "value": None, "over_seeds": None, "over_images": None}
+    write("study_small", {"10,000 images": {"images": 10_000, "table": [row], "runs": []}})
+    assert rows(studies.small_study())[1] == ["10,000 images", "10,000", "vicreg", "0", "20", "", "", "", ""]
+
+
+def test_peers_stand_with_their_precision(made: Any) -> None:
+    _, _, write = made
+    projects = importlib.import_module("projects")
+    row = {"seconds": 12.3, "left": ["a", "b"], "precision": "bf16", "load": 0.5}
+    write("peers", {"images": 480, "lightly": "1.6.0", "timed": {"gnothi": row, "script": {**row, "precision": "fp32", "load": 1.5}}})
+    text = projects.peers_times()
+    assert [line[1:] for line in rows(text)[1:]] == [["bf16", "12 s", "2"], ["fp32", "12 s", "2"]]
+    assert "480 flowers, all of them in each epoch, in batches of 32" in text and "load 0.5 to 1.5" in text
+
+
 def test_a_size_is_decided_by_images_that_did_not_train(made: Any) -> None:
     """Of both methods together, on equal epochs and in equal time apart."""
     _, studies, write = made
@@ -136,12 +185,46 @@ def test_students_stand_by_pretext_task_with_their_blocks(made: Any) -> None:
     rest = {"knn": (0.5, {**less, **cost, "share_of_teacher": 0.9}), "linear": (0.6, {}), "finetune": (0.7, {})}
     found = [{"measured": m, "value": v, **shared, **more} for m, (v, more) in rest.items()]
     found += [{"measured": "blocks", "value": 0.2 * b, "block": b, "features": "pooled", **shared} for b in (0, 1)]
-    settings = {"pretext": "jigsaw", "of": None, "teacher": "resnet18", "student": "micro-resnet", "images": 5000, "data": "x.npz"}
+    settings = TRANSFER
     write("transfer_jigsaw", {"settings": {"ab": settings, "cd": settings}, "rows": found})
     text, task = studies.transfer_study(), "jigsaw, resnet18 to micro-resnet, 5,000 images of x.npz"
     ends = "(0.100 to 0.900)"
-    assert rows(text)[1] == [task, "clusters", "1", f"0.500 {ends}", "0.100 (0.000 to 0.200)", "0.900", f"0.600 {ends}", f"0.700 {ends}", "2.50"]
+    assert rows(text)[1] == [task, "clusters", "1", f"0.500 {ends}", "0.100 (0.000 to 0.200)", "0.900", f"0.600 {ends}", f"0.700 {ends}", "2,500"]
     assert rows(text)[3] == [task, "clusters", "pooled", "0.000", "0.200"] and len(rows(text)) == 4
+
+
+def test_students_of_other_settings_stand_apart_with_what_tells_them_apart(made: Any) -> None:
+    """Runs that diverged are counted, and have no part in a mean."""
+    _, studies, write = made
+
+    def row(digest: str, arm: str, value: float, seed: int = 0, measured: str = "knn", **more: Any) -> dict[str, Any]:
+        return {"settings": digest, "arm": arm, "seed": seed, "measured": measured, "value": value, "low": value, "high": value, **more}
+
+    settings = {
+        "ab": {**TRANSFER, "epochs": 20.0, "widths": None},
+        "cd": {**TRANSFER, "epochs": 5.0, "widths": [8, 16]},
+        "ef": {**TRANSFER, "images": 100, "epochs": 20.0, "widths": None},
+    }
+    cost = {"training_flops": 0.0123456e12}
+    found = [row(d, "direct", v, **cost) for d, v in (("ab", 0.1), ("cd", 0.2), ("ef", 0.3))]
+    found += [row(d, "direct", v, measured="blocks", block=0, features="pooled") for d, v in (("ab", 0.4), ("cd", 0.5))]
+    lost = [{"settings": "ab", "arm": arm, "seed": s, "failed": "nan"} for arm, s in (("direct", 1), ("hog", 0))]
+    found += [{**r, "measured": m} for r in lost for m in ("knn", "blocks")]
+    found += [row("ab", "fit elsewhere", v, fit={"name": name, "digest": "1"}) for name, v in (("x.npz", 0.6), ("y", 0.7))]
+    write("transfer_jigsaw", {"settings": settings, "rows": found})
+    lines = rows(studies.transfer_study())
+    task = "jigsaw, resnet18 to micro-resnet, 5,000 images of x.npz"
+    ab, cd = f"{task}, epochs 20, widths by default", f"{task}, epochs 5, widths [8, 16]"
+    assert [line[:4] for line in lines[1:7]] == [
+        [ab, "direct", "1, 1 diverged", "0.100 (0.100 to 0.100)"],
+        [ab, "hog", "0, 1 diverged", ""],
+        [ab, "fit elsewhere (x.npz)", "1", "0.600 (0.600 to 0.600)"],
+        [ab, "fit elsewhere (y)", "1", "0.700 (0.700 to 0.700)"],
+        [cd, "direct", "1", "0.200 (0.200 to 0.200)"],
+        [task.replace("5,000", "100"), "direct", "1", "0.300 (0.300 to 0.300)"],
+    ]
+    assert lines[0][8] == "TFLOP" and lines[1][8] == "0.0123"
+    assert lines[8:] == [[ab, "direct", "pooled", "0.400"], [cd, "direct", "pooled", "0.500"]]
 
 
 def test_combiners_stand_by_judge_with_the_control_and_without_the_seed_in_a_member_s_name(made: Any) -> None:
@@ -153,14 +236,40 @@ def test_combiners_stand_by_judge_with_the_control_and_without_the_seed_in_a_mem
 
     less = {"paired_chosen": {"value": -0.02, "low": -0.03, "high": -0.01}}
     found = {f"table/mixed/{seed}": of(f"/runs/simclr-{seed}", 0.4) + of("descent", 0.5, **less) for seed in (0, 1)}
-    found |= {"steps/0@holdout": of("5 steps", 0.3, steps=5), "transfer/a:b/0": of("best", 0.2, maps="frozen")}
-    write("ensemble", found)
+    found |= {"steps/0@holdout": of("5 steps", 0.3, steps=5), "transfer/b/0": of("best", 0.2, maps="frozen")}
+    write("ensemble", {"settings": {"epochs": 20}, "arms": found})
     text = next(f for f in studies.STUDIES if f.__name__ == "ensemble_study")()
     held, tested = text.split("On test images.")
     assert rows(held)[1] == ["5", *["0.300 (0.200 to 0.400)"] * 3, "", "2.0"] and len(rows(held)) == 2
     (_, simclr, descent), (_, best) = rows(tested)[:3], rows(tested)[3:]
     assert simclr[:3] == ["mixed", "simclr", "0.400 (0.400 to 0.400; 2 seeds)"] and descent[5] == "-0.020 (-0.020 to -0.020; 2 seeds)"
-    assert best[:4] == ["a:b", "frozen", "best", "0.200 (0.100 to 0.300)"]
+    assert best[:4] == ["b", "frozen", "best", "0.200 (0.100 to 0.300)"]
+
+
+def test_members_of_one_method_are_counted_and_students_stand_with_what_they_cost(made: Any) -> None:
+    """Members differ by their seed alone: four of an arm stand in one line. Arms without a result are named with the reason."""
+    _, studies, write = made
+
+    def of(encoder: str, value: float, **more: Any) -> list[dict[str, Any]]:
+        row = {"encoder": encoder, "value": value, "low": value, "high": value, **more}
+        return [{**row, "metric": m} for m in ("knn 20", "knn 200", "linear")]
+
+    found: dict[str, Any] = {
+        f"table/seeds/{seed}": [r for s in range(2) for r in of(f"runs/simclr-{10 * seed + s}", 0.4)] + of("pca 0", 0.5) for seed in (0, 1)
+    }
+    less = {"paired": {"value": -0.1, "low": -0.2, "high": 0.0}}
+    found |= {"student/0": of("out/together-0", 0.6, parameters=9, flops=4_560_000) + of("out/student-0", 0.5, parameters=3, flops=2e6, **less)}
+    for r in found["student/0"][3:]:
+        r["training_seconds"] = 61.4
+    found |= {"sweep/0": {"failed": 'term "vicreg" became nan at step 7; last checkpoint: there/step-5.safetensors'}}
+    write("ensemble", {"settings": {}, "arms": found})
+    text = next(f for f in studies.STUDIES if f.__name__ == "ensemble_study")()
+    head, simclr, pca, costs, together, student = rows(text)
+    assert head[-1] == "fit s" and simclr[:3] == ["seeds", "simclr", "0.400 (0.400 to 0.400; 4 members)"]
+    assert pca[:3] == ["seeds", "pca 0", "0.500 (0.500 to 0.500; 2 seeds)"]
+    assert costs[5:] == ["knn 200 minus the ensemble", "MFLOP", "training s"] and together[:2] == ["together", "9"]
+    assert together[5:] == ["", "4.6", ""] and student[5:] == ["-0.100 (-0.200 to 0.000)", "2.0", "61"]
+    assert text.endswith('Diverged: sweep/0 (term "vicreg" became nan at step 7).')
 
 
 def test_detectors_and_the_cost_of_a_descent_stand_as_they_were_measured(made: Any) -> None:
@@ -171,9 +280,11 @@ def test_detectors_and_the_cost_of_a_descent_stand_as_they_were_measured(made: A
     write("detection", {"arms": {"all images": {"means": [{**ends, "encoder": "run", "metric": "COCO AP", "details": {}}, rest]}}})
     first, second = rows(named["detection_study"]())[1:]
     assert first == ["two cores", "all images", "run", "COCO AP", "0.500 (0.400 to 0.600)", ""] and second[-1] == "-0.100 (-0.200 to 0.000)"
-    cost = {"n": 1000, "fit": 2.0, "epochs": 3, "memory": 2**21, "descent": 0.001, "share of the products": 0.7, "share of the whole": 0.1}
-    write("ensemble", [cost], "benchmarks")
-    assert rows(named["ensemble_cost"]())[1] == ["1,000", "2.0 s", "3", "2 MiB", "1.000 ms", "0.70", "0.10"]
+    cost = {"n": 1000, "epochs": 3, "memory": 2**21, "descent": 0.001, "share of the whole": 0.1}
+    by = {"fit": 2.0, "processor": 3.0, "share of the products": 0.7, "by processor": 0.8}  # where others compute as well
+    write("ensemble", [cost | by], "benchmarks")
+    assert rows(named["ensemble_cost"]())[1] == ["1,000", "3.0 s", "3", "2 MiB", "1.000 ms", "0.80", "0.10"]
+    assert "in seconds of the processor" in named["ensemble_cost"]()
 
 
 def test_costs_are_said_over_the_method_alone(made: Any) -> None:
@@ -187,9 +298,19 @@ def test_costs_are_said_over_the_method_alone(made: Any) -> None:
         ["byol", "layers", "x 1.20", "x 1.50", "+20 MiB"],
     ]
     assert tables.auxiliaries().endswith("Measured with micro-vit, 32 images a batch, one core.")
-    row = {"rows": 128_000, "width": 8, "clusters": 4, "used": 100, "passes": 5, "seconds": 100.0, "pass": 12.0, "peak": 2**20}
-    write("clusters", [row], "benchmarks")
-    assert "1,280,000 rows would take 2.0 minutes a pass and 12 in all on this core" in tables.clusters()  # 28 s of fit, six passes of 120 s
+
+
+def test_k_means_of_imagenet_lies_on_the_line_through_the_last_two_measurements(made: Any) -> None:
+    """100 s and 40 s for each 64,000 rows more, of which there are 18: 820 s; 12 s and 18 times 5 s a pass."""
+    tables, _, write = made
+    shared = {"width": 8, "clusters": 4, "used": 100, "peak": 2**20}
+    whole = {**shared, "rows": 128_000, "passes": 5, "seconds": 100.0, "pass": 12.0}
+    half = {**shared, "rows": 64_000, "passes": 5, "seconds": 60.0, "pass": 7.0}
+    write("clusters", [{**half, "rows": 32_000, "passes": 4, "seconds": 59.0}, half, whole], "benchmarks")
+    assert "1,280,000 rows would take 1.7 minutes a pass and 14 in all on this core" in tables.clusters()
+    for others in ([whole], [{**half, "passes": 4}, whole]):
+        write("clusters", others, "benchmarks")
+        assert "would take" not in tables.clusters() and len(rows(tables.clusters())) == 1 + len(others)
 
 
 def test_charts_of_an_hour_stand_alone_as_images(made: Any) -> None:

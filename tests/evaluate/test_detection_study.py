@@ -51,3 +51,31 @@ def test_no_test_image_is_pretrained_on(study: Any, tmp_path: Path, layout: str)
         assert seen | tests[0][1] | tests[1][1] == {f"{i:02}.png" for i in range(20)}
     found = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]["8 images"]
     assert [r["value"] for r in found["means"]] == pytest.approx([0.55, 0.55]) and len(found["by seed"]) == 2
+
+
+def test_arms_and_seeds_of_an_earlier_call_stay(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only of the same data, encoder and detector; and until there are as many seeds."""
+    scenery(tmp_path / "data", n=20, lists=True)
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+
+    def called(*words: str) -> dict[str, int]:
+        study.main([str(tmp_path / "data"), "--encoder", "runs/x", "--out", str(tmp_path / "out"), *words])
+        found = json.loads((tmp_path / "results" / "detection.json").read_text())
+        return {arm: len(of["by seed"]) for arm, of in found["arms"].items()}
+
+    assert called("--seeds", "2", "--shots", "5,10") == {"5 images": 2, "10 images": 2, "all images": 2}
+    assert called("--seeds", "1") == {"5 images": 2, "10 images": 2, "all images": 2}
+    assert called("--seeds", "3", "--shots", "5") == {"5 images": 3, "10 images": 2, "all images": 3}
+    detect, left = study.evaluate.detect, [2]
+
+    def broken_off(*given: Any, **more: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return detect(*given, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(study.evaluate, "detect", broken_off)
+        called("--seeds", "3")
+    assert called("--seeds", "1") == {"5 images": 3, "10 images": 2, "all images": 3}
+    assert called("--seeds", "1", "--steps", "7") == {"all images": 1}
