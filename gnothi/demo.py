@@ -39,7 +39,7 @@ def demo(out: str | Path = "runs/demo", say: Callable[[str], None] = print) -> D
         out: the run's folder.
         say: hears a line before each part.
     """
-    folder = Path(out)
+    folder = Path(out).expanduser()
     if (folder / "verdict.json").exists():
         _mine(folder)
     else:

@@ -23,6 +23,7 @@ from gnothi.data import DataSpec
 from gnothi.data import open as open_data
 from gnothi.data.folder import printable
 from gnothi.encoders import Encoder, load
+from gnothi.encoders.encoder import place_of
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.ensemble.fitted import EnsembleEncoder
 from gnothi.ensemble.fitted import write as write_ensemble
@@ -177,7 +178,7 @@ def _images(network: NetworkEncoder, data: str | Source | None) -> list[Tensor]:
 
 
 def _own_data(network: NetworkEncoder) -> Source:
-    spec = Path(network.name.partition("@")[0]).expanduser() / "spec.json"
+    spec = Path(place_of(network.name)[0]).expanduser() / "spec.json"
     chosen = twice.read(spec.parent)["settings"]["data"] if spec.is_file() else {"name": "photos"}
     name, settings = chosen["name"], DataSpec.model_validate({key: chosen[key] for key in DataSpec.model_fields if key in chosen})
     if name == "photos" and not (network.channels == 3 and (network.any_range or (network.pixels.low, network.pixels.high) == (0, 255))):

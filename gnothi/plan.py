@@ -56,15 +56,18 @@ def plan(resolved: Resolved, steps: int = 6) -> dict[str, Any]:
 
     Args:
         resolved: the run.
-        steps: how many to take; the first two warm up.
+        steps: how many to take, the first two of which warm up; where many loader processes read, as many as whole rounds of them need.
 
     Returns:
         steps, seconds a step, seconds in all, peak memory in bytes, parameters, FLOPs in all, bytes of a checkpoint.
     """
     torch.set_num_threads(resolved.threads)
-    learner = learner_of(resolved, max(steps, resolved.total))
+    warm, counted, rounds = 2, steps - 2, resolved.workers > 2
+    if rounds:  # so many loader processes give their batches in bursts: a wait is seen in whole rounds only
+        warm, counted = 2 * resolved.workers, max(2, math.ceil(counted / resolved.workers)) * resolved.workers
+    learner = learner_of(resolved, max(warm + counted, resolved.total))
     objective, s = learner.objective, resolved.spec
-    step_seconds = timed(learner, resolved.device, 2, steps - 2)
+    step_seconds = timed(learner, resolved.device, warm, counted, rounds)
     encoder = live_encoder(resolved, objective.method)
     images = centre(resolved.pixels.unit(_first(resolved.kept)), s.views.size or 0).repeat(HEALTH_SAMPLE, 1, 1, 1)
     began = time.monotonic()
@@ -108,8 +111,8 @@ def learner_of(resolved: Resolved, total: int) -> Learner:
     return Learner(objective, views, spec=s.training, optimiser=s.optimiser, total=total, per_epoch=resolved.per_epoch, seed=s.seed)
 
 
-def timed(learner: Learner, device: torch.device, warm: int, steps: int) -> float:
-    """Seconds of a step: the median of some, after others; then the loaders are closed."""
+def timed(learner: Learner, device: torch.device, warm: int, steps: int, mean: bool = False) -> float:
+    """Seconds of a step: the median (or mean) of some, after others; then the loaders are closed."""
     times: list[float] = []
     views: Any = learner.batches
     try:
@@ -121,7 +124,7 @@ def timed(learner: Learner, device: torch.device, warm: int, steps: int) -> floa
             times.append(time.monotonic() - began)
     finally:
         views.close()
-    return float(np.median(times[warm:]))
+    return float((np.mean if mean else np.median)(times[warm:]))
 
 
 def _first(source: Source) -> Tensor:

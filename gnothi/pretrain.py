@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from gnothi.methods import METHODS
 from gnothi.methods.alone import Alone
 from gnothi.models import backbone as backbones
 from gnothi.models.batchnorm import has_statistics, recount
+from gnothi.models.micro_vit import cells, patch_side
 from gnothi.randomness import generator, seeded
 from gnothi.recipes import spec
 from gnothi.recipes.resolve import Resolved, resolve
@@ -70,6 +71,8 @@ def build(resolved: Resolved, init: str | None = None) -> Objective:
 def _build(resolved: Resolved, init: str | None) -> Objective:
     s = resolved.spec
     network = backbones.build(s.backbone, resolved.source.channels, s.views.size or 0, s.seed)
+    for crop in resolved.views.local_crops:
+        cells(crop.size, patch_side(network), "views.local_size")
     if init is not None:
         backbones.initialise(network, _weights(init))
     with seeded(s.seed, "init", 1):
@@ -176,6 +179,8 @@ class Along:
             return []
         train, test = encoder.embed_source(self.source, self.train), encoder.embed_source(self.source, self.test)
         whole, asked = np.isfinite(train).all(1), np.isfinite(test).all(1)
+        if not (whole.any() and asked.any()):  # few labels, all of a group that is held out
+            return []
         result = knn(train[whole], labels[self.train][whole], test[asked], labels[self.test][asked], k=20, temperature=0.07)
         return [{"metric": "knn", "value": result.value, "low": result.low, "high": result.high, "n": result.n, "protocol": result.protocol}]
 
@@ -230,16 +235,15 @@ def train(
         DataError: the images cannot be used, or are not those the run began with.
         RunError: the run had to stop.
     """
-    where, name = distributed.device_of(device), data if isinstance(data, str) else title(data)
-    distributed.start(where)
-    folder = Path(out) if out is not None else None
+    name, folder = data if isinstance(data, str) else title(data), None if out is None else Path(out).expanduser()
+    distributed.start(distributed.device_of(device or _recorded(folder)))
     if folder is None or not (folder / "spec.json").exists():
         resolved = resolve(data, recipe_name=recipe, settings=settings, device=device)
         folder = folder or Path("runs") / f"{Path(name.partition('@')[0].rpartition(':')[2]).stem}-{resolved.spec.method.name}"
     if (folder / "spec.json").exists():
         if not resume and not restarted(folder):
             raise SettingError(f"{folder} is a run already; --resume goes on with it, --out takes another folder")
-        resolved, init = _again(folder, data, recipe, settings, init)
+        resolved, init = _again(folder, data, recipe, settings, init, device)
     elif resume and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise SettingError(f"--resume: {folder} is not a run (it has no spec.json); give the folder of one with --out")
     if folder.is_dir() and Path(name.partition("@")[0]).is_dir() and folder.samefile(name.partition("@")[0]):
@@ -250,7 +254,17 @@ def train(
         return _run(resolved, folder, learner, init, resume, progress)
 
 
-def _again(folder: Path, data: str | Source, recipe: str | None, settings: Mapping[str, Any] | None, init: str | None) -> tuple[Resolved, str | None]:
+def _recorded(folder: Path | None) -> str | None:
+    """The device of a run that is gone on with; None where there is none yet, or nothing that can be read."""
+    try:
+        return None if folder is None else str(twice.read(folder)["derived"]["device"])
+    except (RunError, KeyError, TypeError):
+        return None
+
+
+def _again(
+    folder: Path, data: str | Source, recipe: str | None, settings: Mapping[str, Any] | None, init: str | None, device: str | None
+) -> tuple[Resolved, str | None]:
     """The run of a folder as it was resolved when it began, and what it began from; refused where data or settings changed."""
     name = data if isinstance(data, str) else title(data)
     try:
@@ -264,6 +278,7 @@ def _again(folder: Path, data: str | Source, recipe: str | None, settings: Mappi
     before, given = spec.flat(old), spec.flat(settings or {})
     _same(folder, {"--init": record["init"]}, {"--init": init or record["init"]})
     _same(folder, {"--recipe": derived["recipe"]}, {"--recipe": recipe or derived["recipe"]})
+    _same(folder, {"--device": derived["device"]}, {"--device": torch.device(device).type if device else derived["device"]})
     _same(folder, before, {k: v for k, v in given.items() if k.endswith(".name") and v is not None})  # other settings depend on these
     _same(folder, before, spec.flat(spec.load(spec.merge(old, settings or {})).model_dump(mode="json")))
     threads = {"training": {"threads": derived["threads"], "workers": derived["workers"]}}
@@ -283,11 +298,19 @@ def _same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
             raise SettingError(f"{folder} was begun with {key}={before.get(key)}, not {value}; --resume keeps a run's settings, --out begins another")
 
 
+def _without_weights(resolved: Resolved, init: str | None, folder: Path) -> tuple[Resolved, str | None]:
+    """What a run is built of: where a checkpoint gives every tensor, the weights that it began from need not be had any more."""
+    backbone = resolved.spec.backbone
+    if not (init or backbone.pretrained) or checkpoint.newest(folder) is None:
+        return resolved, init
+    return replace(resolved, spec=resolved.spec.model_copy(update={"backbone": offline(backbone)})), None
+
+
 def assemble(resolved: Resolved, folder: Path, init: str | None = None) -> Learner:
     """The Learner of a run, which has written nothing yet."""
     check(resolved.spec.training)
     torch.set_num_threads(resolved.threads)
-    objective = build(resolved, init)
+    objective = build(*_without_weights(resolved, init, folder))
     return Learner(
         objective,
         batches(resolved, objective),

@@ -28,6 +28,18 @@ def warm_up_cosine(progress: float, warm_up: float, peak: float, end: float = 0.
 _DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(steps?|epochs?|%)\s*")
 
 
+def interval(duration: str, per_epoch: int, total: int, *, setting: str = "interval") -> int:
+    """As ``steps``, for what is done again and again: at least one step.
+
+    Raises:
+        SettingError: it cannot be read, or it is nothing.
+    """
+    found = steps(duration, per_epoch, total, setting=setting)
+    if not found and not float(re.sub(r"[^0-9.]", "", duration)):
+        raise SettingError(f'{setting} must be more than 0, got {duration!r}; "100%" means at the end only')
+    return max(1, found)
+
+
 def steps(duration: str, per_epoch: int, total: int, *, setting: str = "duration") -> int:
     """Turn "500 steps", "10 epochs" or "5%" (of the run) into a number of steps.
 

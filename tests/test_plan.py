@@ -81,6 +81,26 @@ def test_it_predicts_for_other_processes_and_images(monkeypatch: pytest.MonkeyPa
     assert told["cost"]["steps"] == found.steps and told["cost"]["hours"] == pytest.approx(told["cost"]["seconds"] / 3600)
 
 
+def test_many_loader_processes_are_measured_by_whole_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven processes give seven batches, then the next step waits: 0.8 s a step, of which a median sees 0.1."""
+    times = iter([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 5.0] * 10)
+    clock = [0.0]
+
+    class Bursts:
+        batches = type("Views", (), {"close": lambda self: None})()
+
+        def step(self) -> None:
+            clock[0] += next(times)
+
+    monkeypatch.setattr(planning.time, "monotonic", lambda: clock[0])
+    assert planning.timed(Bursts(), torch.device("cpu"), 14, 14, True) == pytest.approx(0.8)  # type: ignore[arg-type]
+    asked: list[Any] = []
+    monkeypatch.setattr(planning, "timed", lambda learner, device, *more: asked.append(more) or 1.0)
+    for workers in (0, 1, 2, 3, 15):
+        planning.plan(replace(resolved(), workers=workers))
+    assert asked == [(2, 4, False)] * 3 + [(6, 6, True), (30, 30, True)]
+
+
 def test_health_and_knn_along_the_way_look_as_often_as_they_are_marked() -> None:
     run = resolved(training={"health_every": "25%", "evaluate_every": "3 steps"}, data={"holdout": 0.1})
     along = planning.Along(run)

@@ -6,6 +6,7 @@ import copy
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -406,6 +407,47 @@ def test_an_auxiliary_begins_alike_whatever_stands_beside_it(data: Path) -> None
     for beside in ({"rotation": 0.0}, {"rotation": 0.4}):
         for found in (weights(**beside, layers=1.0), weights(layers=1.0, **beside)):
             assert found.keys() == alone.keys() and all(torch.equal(found[k], alone[k]) for k in alone)
+
+
+def test_local_crops_that_no_patch_divides_are_refused_before_a_folder_is_there(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="views.local_size must be a multiple of the patch size 4, got 10; 8 and 12 are nearest"):
+        train(data, tmp_path / "run", backbone={"name": "micro-vit", "args": {}, "patch_size": 4}, views={"local": 1, "local_size": 10})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_from(data: Path, unbroken: Path, tmp_path: Path) -> None:
+    settings = {k: dict(v) for k, v in SETTINGS.items()}
+    begin = tmp_path / "begin"
+    shutil.copytree(unbroken, begin)
+    more: dict[str, Any] = {"settings": settings, "device": "cpu", "init": str(begin)}
+    pretrain.train(str(data), out=tmp_path / "whole", progress=Silent(), **more)
+    with pytest.raises(Interrupted):
+        pretrain.train(str(data), out=tmp_path / "parts", progress=toys.StopsAt(6), **more)
+    shutil.rmtree(begin)
+    pretrain.train(str(data), out=tmp_path / "parts", resume=True, progress=Silent())
+    assert equal(tmp_path / "parts", tmp_path / "whole")
+    assert json.loads((tmp_path / "parts" / "spec.json").read_text())["init"] == str(begin)
+
+
+def test_going_on_keeps_the_device(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(data, tmp_path / "run", progress=toys.StopsAt(6))
+    assert pretrain._recorded(tmp_path / "run") == "cpu" and pretrain._recorded(tmp_path / "none") is None and pretrain._recorded(None) is None
+    with pytest.raises(SettingError, match="was begun with --device=cpu, not meta"):
+        pretrain._again(tmp_path / "run", str(data), None, None, None, "meta")
+
+
+def test_a_home_folder_is_understood(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert train(data, Path("~/run")).folder == tmp_path / "run" and not (tmp_path / "~").exists()
+
+
+def test_along_the_way_nobody_asks_where_no_label_answers(data: Path) -> None:
+    resolved = pretrain.resolve(str(data), settings={**SETTINGS, "data": {"holdout": 0.25}}, device="cpu")
+    along, method = pretrain.Along(resolved), pretrain.build(resolved).method
+    along.train = along.train[:0]  # few labels, all of images that are held out
+    assert along(method, Step(0, 4, STEPS)) == []
 
 
 def test_a_run_that_is_gone_on_with_keeps_the_command_that_began_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gnothi import schedules
 from gnothi.contracts import SettingError
 from gnothi.schedules import cosine, linear, steps, warm_up_cosine
 
@@ -61,3 +62,14 @@ def test_durations_become_steps(duration: str, expected: int) -> None:
 def test_a_duration_that_cannot_be_read_names_its_setting(wrong: str) -> None:
     with pytest.raises(SettingError, match=r"optimiser.warm_up must be a number with a unit.*got"):
         steps(wrong, 31, 1000, setting="optimiser.warm_up")
+
+
+@pytest.mark.parametrize(("duration", "expected"), [("5%", 5), ("0.1%", 1), ("0.5 steps", 1), ("2 epochs", 20), ("100%", 100)])
+def test_an_interval_is_at_least_one_step(duration: str, expected: int) -> None:
+    assert schedules.interval(duration, 10, 100) == expected
+
+
+@pytest.mark.parametrize("duration", ["0%", "0 steps", "0.0 epochs", "00%"])
+def test_an_interval_of_nothing_is_refused(duration: str) -> None:
+    with pytest.raises(SettingError, match=r'training.evaluate_every must be more than 0, got .*; "100%" means at the end only'):
+        schedules.interval(duration, 10, 100, setting="training.evaluate_every")

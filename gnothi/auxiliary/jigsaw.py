@@ -19,6 +19,7 @@ from gnothi.auxiliary.permutations import Rule, permutations
 from gnothi.contracts import Carry, Outputs, SettingError, Step, Views
 from gnothi.distributed import gather, mean, rank, world
 from gnothi.methods import Method
+from gnothi.models.micro_vit import cells, patch_side
 from gnothi.models.teacher import Statistics
 from gnothi.randomness import expand
 from gnothi.views.batches import ViewsSpec
@@ -224,12 +225,8 @@ class Jigsaw(Auxiliary):
         rows = permutations(spec.grid**2, spec.permutations or 0, spec.min_distance or 0, spec.permutation_seed, spec.rule, spec.identity)
         self.register_buffer("permutations", rows, persistent=False)  # the settings say them
         self.permutations: Tensor
-        patch = getattr(method.backbone, "patch_size", None) or getattr(method.backbone, "multiple", None) or 1
-        if (spec.tile or 0) % patch:
-            low = max((spec.tile or 0) // patch, 1) * patch
-            raise SettingError(
-                f"auxiliary.jigsaw.tile must be a multiple of the patch size {patch}, got {spec.tile}; {low} and {low + patch} are nearest"
-            )
+        if spec.tile:
+            cells(spec.tile, patch_side(method.backbone), "auxiliary.jigsaw.tile")
         norm = nn.BatchNorm1d(spec.hidden) if spec.norm == "batch" else nn.LayerNorm(spec.hidden)
         self.keep = nn.Sequential(nn.Linear(int(method.backbone.width), spec.hidden, bias=False), norm, nn.ReLU())  # type: ignore[arg-type]
         self.name_it = nn.Linear(spec.hidden * spec.grid**2, len(rows))

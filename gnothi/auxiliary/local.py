@@ -21,12 +21,16 @@ from gnothi.auxiliary.matching import Frame, geometric_matches
 from gnothi.auxiliary.patches import Partners, gram, match_patches, misalignment
 from gnothi.contracts import Carry, Encoding, Outputs, SettingError, Step, Views, Want
 from gnothi.methods import Method
+from gnothi.methods.dino import BLUNT
+from gnothi.models.micro_vit import patch_side
 from gnothi.views.batches import ViewsSpec
 
 __all__ = ["Local", "LocalSpec", "geometric_matches"]
 
 MOST_PROTOTYPES = 4096
 """Of a token head whose number nobody sets."""
+PROBE = 64
+"""Side in pixels of the crops by which a network's stride is found, at least; no network's stride is larger."""
 
 
 class LocalSpec(AuxiliarySpec):
@@ -77,6 +81,9 @@ class LocalSpec(AuxiliarySpec):
     def _something(self) -> LocalSpec:
         if self.match == "none" and not (self.gram or self.kernel):
             raise SettingError("auxiliary.local.match=none leaves nothing to learn; set auxiliary.local.gram or auxiliary.local.kernel, such as 1")
+        if not self.weight and (self.gram or self.kernel):
+            instead = "leave the weight out" if self.match == "none" else "set auxiliary.local.match=none instead"
+            raise SettingError(f"auxiliary.local.weight=0 would leave auxiliary.local.{'gram' if self.gram else 'kernel'} out too; {instead}")
         return self
 
     def settled(self, method: str, views: ViewsSpec | None = None) -> Self:
@@ -106,7 +113,8 @@ class Local(Auxiliary):
             changes |= {"teacher_temperature": spec.teacher_temperature, "teacher_temperature_start": spec.teacher_temperature}
         width = int(getattr(backbone, "patch_width", backbone.width))  # type: ignore[arg-type]
         self.space = None if spec.match == "none" else method.fresh_space(width, **changes)
-        self.cell = _cell(backbone) if spec.match == "same" else 0
+        self.cell = patch_side(backbone) if spec.match == "same" else 0
+        self.stride = stride(backbone)
 
     def want(self) -> Want:
         """Patches of every crop."""
@@ -189,8 +197,10 @@ class Local(Auxiliary):
 
     def frame(self, views: Views, crop: int, encoding: Encoding) -> Frame:
         """Where the patches of a crop lie."""
-        cell = views.images[crop].shape[-1] / encoding.grid[1]
-        return matching.frame(views.boxes[crop], encoding.grid, views.flips[crop], views.turns[crop], self.spec.token_offset / cell)
+        height, width = views.images[crop].shape[2:]
+        cell = self.stride or width / encoding.grid[1]
+        room = matching.room_of(height, width, self.stride)
+        return matching.frame(views.boxes[crop], encoding.grid, views.flips[crop], views.turns[crop], self.spec.token_offset / cell, room)
 
     def valid(self, at: Frame, to: Frame, distance: Tensor) -> Tensor:
         """Which nearest centres count: [B, N] bool."""
@@ -252,9 +262,28 @@ def patches(encoding: Encoding) -> Tensor:
     return encoding.patches
 
 
-def _cell(backbone: nn.Module) -> int:
-    """Side of a patch in pixels."""
-    return int(getattr(backbone, "patch_size", 0) or backbone.multiple)  # type: ignore[arg-type]
+@torch.no_grad()
+def stride(backbone: nn.Module) -> int | None:
+    """Pixels of a crop from a token to the next, by how many more tokens a crop of zeros has that is twice as wide.
+
+    A crop's side over its tokens is less where the last cells stick out of it: 28 pixels give a ResNet of stride 8 four columns.
+
+    Returns:
+        None where the network takes crops of one size only, or says nothing of patches.
+    """
+    patch, modes = patch_side(backbone), [(m, m.training) for m in backbone.modules()]
+    side = -(-PROBE // patch) * patch
+    backbone.eval()
+    try:
+        channels = next(m.in_channels for m in backbone.modules() if isinstance(m, nn.Conv2d))
+        crop = next(backbone.parameters()).new_zeros(1, channels, side, side)
+        more: int = backbone(torch.cat([crop, crop], 3)).grid[1] - backbone(crop).grid[1]
+    except Exception:  # networks stumble over sizes in ways of their own; what is wrong with those of the views is said where they are met
+        return None
+    finally:
+        for m, training in modes:
+            m.training = training
+    return side // more if more > 0 and side % more == 0 else None
 
 
 def _refuse(method: Method, spec: LocalSpec) -> None:
@@ -271,5 +300,12 @@ def _refuse(method: Method, spec: LocalSpec) -> None:
         raise SettingError(f"auxiliary.local.{word} compares student and teacher on one crop; {method.name} has no teacher, {teachers}")
     if spec.prototypes is not None and not hasattr(method.spec, "prototypes"):
         raise SettingError(f"auxiliary.local.prototypes means nothing to {method.name}, which has no prototypes; swav and dino have")
-    if spec.teacher_temperature is not None and not hasattr(method.spec, "teacher_temperature"):
+    if spec.teacher_temperature is None:
+        return
+    student = getattr(method.spec, "student_temperature", None)
+    if student is None:
         raise SettingError(f"auxiliary.local.teacher_temperature means nothing to {method.name}; dino has one")
+    if spec.teacher_temperature >= student:
+        raise SettingError(
+            f"auxiliary.local.teacher_temperature must be below method.student_temperature ({student}), got {spec.teacher_temperature}: {BLUNT}"
+        )

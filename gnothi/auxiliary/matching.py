@@ -33,9 +33,16 @@ class Frame(NamedTuple):
     """[B, 2] step from a row to the next."""
     grid: tuple[int, int]
     """Rows, columns."""
+    room: tuple[float, float] | None = None
+    """For how many rows and columns the crop has room; None where that is the grid."""
 
 
-def frame(boxes: Tensor, grid: tuple[int, int], flips: Tensor, turns: Tensor, offset: float = 0.0) -> Frame:
+def room_of(height: int, width: int, stride: int | None) -> tuple[float, float] | None:
+    """For how many rows and columns of a network's stride a crop has room, pixels all; None where the stride is not known."""
+    return None if stride is None else (height / stride, width / stride)
+
+
+def frame(boxes: Tensor, grid: tuple[int, int], flips: Tensor, turns: Tensor, offset: float = 0.0, room: tuple[float, float] | None = None) -> Frame:
     """Where the cells of crops lie.
 
     Args:
@@ -44,6 +51,8 @@ def frame(boxes: Tensor, grid: tuple[int, int], flips: Tensor, turns: Tensor, of
         flips: [B] bool, mirrored left-right after the cut.
         turns: [B] quarter turns anticlockwise, after the flip.
         offset: of the point that a token looks at from the centre of its cell, in cells, right and down in the crop as shown.
+        room: for how many rows and columns of cells the crop has room, where that is not the grid: a network of stride 8 has 4 columns on 28 pixels,
+            the last of which sticks out, and room for 3.5.
     """
     boxes = boxes if boxes.device.type == "mps" else boxes.double()  # differences of places decide; MPS has no float64
     table = boxes.new_tensor(_TURNED)[turns.long() % 4]  # [B, 6]
@@ -51,8 +60,9 @@ def frame(boxes: Tensor, grid: tuple[int, int], flips: Tensor, turns: Tensor, of
     mirror = torch.stack([flips, torch.zeros_like(flips)], 1)  # [B, 2]: x only
     origin = torch.where(mirror, 1 - origin, origin)
     across, down = (torch.where(mirror, -step, step) * boxes[:, 2:] for step in (across, down))
-    across, down = across / grid[1], down / grid[0]
-    return Frame(boxes[:, :2] + origin * boxes[:, 2:] + offset * (across + down), across, down, grid)
+    rows, columns = room or grid
+    across, down = across / columns, down / rows
+    return Frame(boxes[:, :2] + origin * boxes[:, 2:] + offset * (across + down), across, down, grid, room)
 
 
 def centres(at: Frame) -> Tensor:
@@ -133,7 +143,8 @@ def placed(student: Frame, teacher: Frame) -> tuple[Tensor, Tensor]:
 def inside(student: Frame, teacher: Frame) -> Tensor:
     """Whether a student's centre lies in the teacher's crop: [B, Ns] bool."""
     u, v = placed(student, teacher)
-    return (u >= 0) & (u < teacher.grid[1]) & (v >= 0) & (v < teacher.grid[0])
+    rows, columns = teacher.room or teacher.grid
+    return (u >= 0) & (u < columns) & (v >= 0) & (v < rows)
 
 
 def reach(student: Frame, teacher: Frame) -> Tensor:

@@ -18,6 +18,8 @@ from gnothi import distributed
 from gnothi.auxiliary.auxiliary import Auxiliary, AuxiliarySpec
 from gnothi.contracts import Carry, Outputs, SettingError, Step, Views
 from gnothi.methods import METHODS, Method
+from gnothi.models.backbone import LEAST_CELLS
+from gnothi.models.micro_vit import cells, patch_side
 from gnothi.models.teacher import Statistics, batch_statistics
 from gnothi.views.batches import ViewsSpec
 from gnothi.views.crops import CropSpec
@@ -30,6 +32,8 @@ ESSL_LARGE = {"simsiam": 0.08}
 """What the authors' code changes for ImageNet."""
 SMALL = 64
 """Crops of up to so many pixels follow what E-SSL does on CIFAR-10, larger ones what it does on ImageNet."""
+PATCH = 16
+"""Side of most ViTs' patches in pixels, where they leave cells enough."""
 MOST_HIDDEN = 2048
 """Width of the heads in the code of both."""
 
@@ -48,7 +52,8 @@ class RotationSpec(AuxiliarySpec):
     views: tuple[int, ...] | None = None
     """Which global views "effssl" turns, counted from 0. None: the first two beside a method, the first alone."""
     crop_size: int | None = Field(default=None, gt=0)
-    """Side of the crop of "essl" in pixels. None: half that of the method's views, 96 where they have 224 or more."""
+    """Side of the crop of "essl" in pixels. None: about half that of the method's views, a multiple of 8, or of 16 where ViTs have patches of 16;
+    96 where the views have 224 or more."""
     crop_area: tuple[float, float] | None = None
     """Part of the image's area that the crop of "essl" covers. None: 20 to 100 % beside views of up to 64 pixels, 5 to 14 % beside larger ones."""
     on: Literal["backbone", "projector"] = "backbone"
@@ -126,8 +131,9 @@ class RotationSpec(AuxiliarySpec):
 
 
 def _crop_size(side: int) -> int:
-    """Half the side, 96 from 224 up; a multiple of 8, so that patches fit."""
-    return 96 if side >= 224 else max(8, round(side / 16) * 8)
+    """About half the side, 96 from 224 up; so that patches fit, a multiple of 8, and of 16 where those of a ViT have 16 pixels."""
+    unit = PATCH if side % PATCH == 0 and side >= LEAST_CELLS * PATCH else 8
+    return 96 if side >= 224 else max(8, round(side / 2 / unit) * unit)
 
 
 def turn(images: Tensor, quarters: Tensor) -> Tensor:
@@ -151,6 +157,8 @@ class Rotation(Auxiliary):
     def __init__(self, method: Method, spec: RotationSpec) -> None:
         super().__init__(method, spec)
         spec = self.spec
+        if spec.crop_size:
+            cells(spec.crop_size, patch_side(method.backbone), "auxiliary.rotation.crop_size")
         self.quarters = tuple(a // 90 % 4 for a in spec.angles)
         width = int(method.backbone.width) if spec.on == "backbone" else method.spec.out  # type: ignore[arg-type]
         hidden = spec.hidden or ((min(MOST_HIDDEN, 4 * width),) * 2 if spec.form == "essl" else (width,))

@@ -71,7 +71,7 @@ def report(run: str, results: tuple[str, ...], out: str | None, as_json: bool) -
     """  # noqa: D301
     from gnothi.report import write
 
-    page = write(Path(run), files=results, out=Path(out) if out else None)
+    page = write(Path(run).expanduser(), files=[Path(f).expanduser() for f in results], out=Path(out).expanduser() if out else None)
     told(as_json, {"report": str(page)}, lambda: str(page))
 
 

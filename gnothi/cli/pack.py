@@ -45,7 +45,7 @@ def pack(
 
     settings = data_settings(data, assignments)
     known = sources.splits(data, settings) if divide(data)[1] is None else ()
-    parts: dict[str | None, Path] = {split: Path(out) / split for split in known} or {None: Path(out)}
+    parts: dict[str | None, Path] = {split: Path(out).expanduser() / split for split in known} or {None: Path(out).expanduser()}
     done = []
     for split, folder in parts.items():
         source = sources.open(data, settings=settings, split=split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -76,7 +75,7 @@ def transfer(teachers: tuple[str, ...], data: str, out: str, assignments: tuple[
     results = library.measured(folders, teachers if "teacher" in names else (), data, asked["device"]) if names else []
     if distributed.rank():
         return
-    page = report.write(Path(out))
+    page = report.write(done.run.folder)
     told(
         as_json,
         {"run": str(done.run.folder), "report": str(page), **done.run.verdict, "transfer": done.record, "results": [r.to_dict() for r in results]},

@@ -104,7 +104,7 @@ def compare(
     }
     say: Say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     start.check(asked)
-    found, folder = arms(methods, auxiliaries, asked["settings"], asked["vary"]), Path(out)
+    found, folder = arms(methods, auxiliaries, asked["settings"], asked["vary"]), Path(out).expanduser()
     record = start.begun(folder, asked, found) or start.begin(asked, found, say, quiet)
     with owned(folder):
         return _run(folder, record, say, quiet)
@@ -150,6 +150,8 @@ def _one(folder: Path, asked: Mapping[str, Any], arm: Mapping[str, Any], seed: i
             progress=Silent() if quiet else None,
         )
     except RunError as error:
+        if error.__cause__ is not None:  # a full disk or a loader that died, and no fault of the arm: the same command goes on
+            raise
         return {**about, "failed": str(error)}
     return {**about, **_measured(folder, asked, where), **_told(run)}
 

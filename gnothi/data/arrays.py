@@ -124,8 +124,8 @@ def numbered(labels: Any, classes: Sequence[str] | None, n: int, source: str) ->
     if labels is None:
         return None, None
     column = _column(labels, n, f"{source}: labels")
-    if column.dtype.kind in "US":
-        text = column.astype(str)
+    if column.dtype.kind == "U":
+        text = column
         names = tuple(classes) if classes is not None else tuple(sorted(set(text.tolist()) - {""}))
         place = {name: number for number, name in enumerate(names)} | {"": -1}
         unknown = sorted(set(text.tolist()) - set(place))
@@ -134,7 +134,8 @@ def numbered(labels: Any, classes: Sequence[str] | None, n: int, source: str) ->
         return np.array([place[t] for t in text.tolist()], dtype=np.int64), names
     whole = column.astype(np.int64) if column.dtype.kind in "biuf" and (np.abs(column.astype(np.float64)) < 2**62).all() else None
     if whole is None or (whole != column).any() or whole.min(initial=0) < -1:
-        raise DataError(f"{source}: labels must be text, or whole numbers from 0 with -1 for none, got {column.dtype} such as {column[0]!r}")
+        wrong = column if whole is None else column[(whole != column) | (whole < -1)]
+        raise DataError(f"{source}: labels must be text, or whole numbers from 0 with -1 for none, got {column.dtype} such as {wrong[0]}")
     highest = int(whole.max(initial=-1))
     if highest >= MOST_CLASSES:
         raise DataError(f"{source}: labels must number at most {MOST_CLASSES:,} classes from 0, got the label {highest}")
@@ -148,7 +149,15 @@ def _column(values: Any, n: int, what: str) -> np.ndarray:
     column = column[:, 0] if column.ndim == 2 and column.shape[1] == 1 else column
     if column.shape != (n,):
         raise DataError(f"{what} must have the shape ({n},), one for each image, got {column.shape}")
-    return column
+    return _text(column, what)
+
+
+def _text(column: np.ndarray, what: str) -> np.ndarray:
+    """Bytes as text, which is UTF-8; anything else as it is."""
+    try:
+        return np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what}: text must be UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def kept_type(images: np.ndarray, source: str) -> np.ndarray:
@@ -264,7 +273,7 @@ def open_arrays(path: Path, split: str | None = None, axes: str | None = None) -
     return ArraySource(
         arrays[key],
         arrays[labels] if labels else None,
-        [str(c) for c in np.ravel(arrays["classes"])] if labels and "classes" in arrays else None,
+        [str(c) for c in _text(np.ravel(arrays["classes"]), f"{path.name}: classes")] if labels and "classes" in arrays else None,
         arrays[groups] if groups else None,
         axes=axes,
         source=path.name,

@@ -64,7 +64,7 @@ def _groups(groups: np.ndarray, number: np.ndarray, classes: int, fraction: floa
     """[N] bool: the rows held out, whole groups."""
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:
-        raise DataError(f"holding out needs at least 2 groups, or a group would be divided; all {len(groups)} images are of group {names[0]!r}")
+        raise DataError(f"holding out needs at least 2 groups, or a group would be divided; all {len(groups)} images are of group {str(names[0])!r}")
     counts = np.zeros((len(names), classes), dtype=np.int64)
     np.add.at(counts, (group, number), 1)
     target, held = counts.sum(0) * fraction, np.zeros(len(names), dtype=bool)

@@ -18,6 +18,8 @@ from gnothi.data import open as open_data
 from gnothi.encoders.encoder import Encoder, Progress, load, spread
 from gnothi.files import replace_file
 
+MOST_HEADER = 100_000_000
+"""Bytes of text that readers of safetensors accept."""
 Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
 """Row numbers [B] and their vectors [B, D], of images that could be read."""
 
@@ -58,6 +60,9 @@ def embed(
     name = source if isinstance(source, str) else ""
     encoder = load(encoder, device) if isinstance(encoder, str) else encoder
     source = open_data(source, settings=settings) if isinstance(source, str) else source
+    if out.suffix.lower() == ".safetensors" and _header(source) > MOST_HEADER:
+        said = f"--out: the names of {len(source)} images are more than a .safetensors file may hold ({MOST_HEADER} bytes)"
+        raise SettingError(f"{said}; .parquet takes them")
     distributed.start(distributed.device_of(device))  # a wrong name is said before processes wait for each other
     broken: list[str] = []
     about = {"encoder": encoder.name, "encoder_fingerprint": encoder.fingerprint, "source_fingerprint": source.fingerprint()}
@@ -82,6 +87,12 @@ def _whole(encoder: Encoder, source: Source, broken: list[str], progress: Progre
         start += len(vectors)
     if len(broken) == len(source):
         raise DataError(f"none of the {len(source)} images can be read, the first is {source.name(0) if len(source) else 'missing'}")
+
+
+def _header(source: Source) -> int:
+    """Bytes that names and groups take as JSON in JSON, in which quotes are escaped."""
+    texts = (text or "" for row in range(len(source)) for text in (source.name(row), *([source.group(row)] if source.groups is not None else [])))
+    return sum(len(json.dumps(text, ensure_ascii=False).encode()) + 4 for text in texts)
 
 
 def _columns(source: Source, rows: np.ndarray) -> dict[str, list[Any]]:

@@ -191,10 +191,7 @@ def _untrained(name: str, device: torch.device) -> Encoder:
 
 def _folder(name: str, device: torch.device) -> Encoder:
     """A run, an exported encoder or an ensemble, with what stands behind its ``@``."""
-    folder, marks = name, list[str]()
-    while not Path(folder).expanduser().exists() and "@" in folder:
-        folder, _, mark = folder.rpartition("@")
-        marks.insert(0, mark)
+    folder, marks = place_of(name)
     path = Path(folder).expanduser()
     for file, (module, loader) in FOLDERS.items():
         if (path / file).is_file():
@@ -209,6 +206,15 @@ def _folder(name: str, device: torch.device) -> Encoder:
     if not near and not path.parent.is_dir():
         raise EncoderError(f"{name}: no such encoder; there is no folder {Path(folder).parent}")
     raise EncoderError(f"{name}: no such encoder; {did_you_mean(folder, near if os.sep in folder else [*NAMES, *near])}")
+
+
+def place_of(name: str) -> tuple[str, list[str]]:
+    """The folder that a name begins with, as it is written, and what stands behind each ``@``; a folder's own name may have one, too."""
+    folder, marks = name, list[str]()
+    while not Path(folder).expanduser().exists() and "@" in folder:
+        folder, _, mark = folder.rpartition("@")
+        marks.insert(0, mark)
+    return folder, marks
 
 
 def _near(path: Path, written: Path) -> list[str]:
@@ -262,6 +268,6 @@ def load(name: str, device: str | torch.device | None = None) -> Encoder:
     chosen = device_of(None if device is None else str(device))
     front, colon, _ = name.partition(":")
     loader = LOADERS.get(front + colon)
-    if loader is None and colon and not Path(name).expanduser().exists():
+    if loader is None and colon and not Path(place_of(name)[0]).expanduser().exists():
         raise EncoderError(f"{name}: no such kind of encoder; {did_you_mean(front + ':', [n for n in LOADERS if n.endswith(':')])}")
     return (loader or _folder)(name, chosen)

@@ -16,10 +16,12 @@ import numpy as np
 from gnothi import distributed
 from gnothi.contracts import EncoderError, Source
 from gnothi.data import Subset
-from gnothi.encoders.encoder import Encoder, Progress, spread
+from gnothi.encoders.encoder import BLOCK, Encoder, Progress, spread
 from gnothi.files import replace_file, write_text
 
 log = logging.getLogger(__name__)
+SOME = 8
+"""Images at most that are read again to see whether those that could not be read can be now."""
 
 
 def folder(cache: str | Path | None = None) -> Path:
@@ -55,8 +57,10 @@ def features(
     path, shape = _place(encoder, chosen, cache)
     found = _read(path, shape)
     everywhere = all(distributed.gather_objects(found is not None)) if shared else found is not None
+    about = {"encoder": encoder.name, "encoder_fingerprint": encoder.fingerprint, "source_fingerprint": chosen.fingerprint(), "shape": shape}
+    if found is not None and distributed.world() == 1:
+        found = _looked_again(found, encoder, chosen, path, about)
     if not everywhere:
-        about = {"encoder": encoder.name, "encoder_fingerprint": encoder.fingerprint, "source_fingerprint": chosen.fingerprint(), "shape": shape}
         blocks = spread(encoder, source, rows, progress) if shared else encoder.blocks(source, rows, progress)
         if shared and distributed.rank():
             deque(blocks, maxlen=0)
@@ -91,6 +95,25 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
         pass
     log.warning("%s is broken or was changed; its features are computed again", path)
     return None
+
+
+def _looked_again(found: np.ndarray, encoder: Encoder, source: Source, path: Path, about: dict[str, Any]) -> np.ndarray:
+    """Stored vectors, with those of images that can be read now: a server was away, or a file is whole again. Some tell whether that is so."""
+    unread = np.flatnonzero(np.isnan(found).all(axis=1))
+    if not len(unread) or np.isnan(encoder.embed_source(source, unread[:: -(-len(unread) // SOME)])).all():
+        return found
+    vectors = encoder.embed_source(source, unread)
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, len(found), BLOCK):
+            block = np.array(found[start : start + BLOCK])
+            here = (unread >= start) & (unread < start + BLOCK)
+            block[unread[here] - start] = vectors[here]
+            yield block
+
+    _write(path, found.shape, blocks(), about)
+    again = _read(path, found.shape)
+    return found if again is None else again
 
 
 def _write(path: Path, shape: tuple[int, int], blocks: Iterator[np.ndarray], about: dict[str, Any]) -> None:

@@ -121,7 +121,8 @@ def _tensors(folder: Path, marks: list[str], method: str) -> dict[str, Tensor]:
     path = path or checkpoint.newest(folder)
     if path is None:
         raise EncoderError(
-            f"{folder} holds no whole checkpoint; gnothi train DATA --out {folder} --resume goes on, {folder}@untrained is its network at the start"
+            f"{folder} holds no whole checkpoint; gnothi train DATA --out {folder} --resume goes on, "
+            f"{folder}@untrained is the same network with random weights"
         )
     try:
         tensors, _ = checkpoint.read(path)

@@ -87,18 +87,23 @@ def _npy(path: Path) -> tuple[np.ndarray, None, list[str]]:
 
 
 def _parquet(path: Path) -> tuple[np.ndarray, str | None, list[str]]:
-    from pyarrow import parquet
+    from pyarrow import compute, parquet
 
     try:
         known = [name for name in ("row", "name", "embedding") if name in parquet.read_schema(path).names]
         table = parquet.read_table(path, columns=known, memory_map=True)
         column = table["embedding"].combine_chunks()
+        lengths = compute.list_value_length(column).to_numpy(zero_copy_only=False)
+        if column.null_count or len(np.unique(lengths)) > 1:
+            raise ValueError("its embeddings are not all of one length")
         vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1).astype(np.float32)
         rows = table["row"].to_numpy().astype(np.int64, casting="safe")
         about = {k.decode(): v.decode() for k, v in (parquet.read_metadata(path).metadata or {}).items() if k.startswith(b"gnothi.")}
         n = int(about.get("gnothi.source_images", rows.max(initial=-1) + 1))
         if not (len(rows) <= n <= MOST_MISSING + 2 * len(rows) and ((0 <= rows) & (rows < n)).all()):
             raise ValueError(f"rows from {rows.min(initial=0)} to {rows.max(initial=0)} of {n} images cannot be")
+        if len(np.unique(rows)) != len(rows):
+            raise ValueError("a row occurs twice")
         names = [""] * n
         for row, name in zip(rows.tolist(), table["name"].to_pylist() if "name" in known else [""] * len(rows), strict=True):
             names[row] = str(name or "")

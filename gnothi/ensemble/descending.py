@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TypeVar
 
 import torch
@@ -65,14 +66,18 @@ def finish(model: Descent, features: Features, history: list[dict[str, float]]) 
     eigenvalues = spectrum(some)
     model.log = {
         "history": history,
-        "codes_exponent": exponent(codes, eigenvalues),
-        "trained_exponent": exponent(trained, eigenvalues),
+        "codes_exponent": _finite(exponent(codes, eigenvalues)),
+        "trained_exponent": _finite(exponent(trained, eigenvalues)),
         "loss_by_member": model.losses(some, codes).mean(0).tolist(),
         "trained_loss_by_member": model.losses(some, trained).mean(0).tolist(),
         "cosine_to_trained": float(torch.cosine_similarity(codes, trained, dim=1).mean()),
         "cosine_to_start": float(torch.cosine_similarity(codes, model.codes(some, steps=0), dim=1).mean()),
         "length": float(codes.norm(dim=1).mean()),
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def divided(n: int, spec: DescentSpec, seed: int) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,7 @@ def detect(
         start.detector(spec, train, seed)  # what cannot be is said before anything is trained
     by_seed = []
     for s in range(seed, seed + repeats):
-        found = [start.found(spec, train, tested, s, None if out is None else Path(out), progress, shown) for start in starts]
+        found = [start.found(spec, train, tested, s, None if out is None else Path(out).expanduser(), progress, shown) for start in starts]
         by_seed.append(measured([start.name for start in starts], found, tested, f"{spec_words(spec, train)}; {_where(train, tested)}", s))
     if repeats == 1:
         return by_seed[0]

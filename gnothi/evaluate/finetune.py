@@ -87,7 +87,7 @@ def finetune(
     for s in range(seed, seed + repeats):
         labelled, words = chosen(rows.train.labels, rows.names, s, share=spec.share, shots=spec.shots)
         part = replace(rows.train, rows=rows.train.rows[labelled], labels=rows.train.labels[labelled])
-        jobs = [_Job(start, spec, part, rows, words, s, settings, None if out is None else Path(out), shown) for start in starts]
+        jobs = [_Job(start, spec, part, rows, words, s, settings, None if out is None else Path(out).expanduser(), shown) for start in starts]
         by_seed.append(_compared([job.result() for job in jobs]))
     return by_seed[0] if repeats == 1 else over_repeats(by_seed)
 

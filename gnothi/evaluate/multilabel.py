@@ -106,7 +106,7 @@ def multilabel(
             answers.append(_rank(np.asarray(x), train, np.asarray(y), tested, seed))
     else:
         starts = [Start(e.name, e) for e in networks(opened)] + (controls(networks(opened)) if control else [])
-        names, folder, broken = [s.name for s in starts], None if out is None else Path(out), settings.broken_fraction
+        names, folder, broken = [s.name for s in starts], None if out is None else Path(out).expanduser(), settings.broken_fraction
         for start in starts:
             job = Tagging(start, tune, train.source, train.tags, seed=seed, out=folder, broken=broken, shown=shown)
             scores, about, said = job.answer(tested.source)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gnothi.auxiliary import matching
+from gnothi.auxiliary.local import stride
 from gnothi.contracts import DataError, EncoderError, SettingError, Source, Want, did_you_mean
 from gnothi.data import DataSpec
 from gnothi.data import open as open_data
@@ -219,11 +220,12 @@ def _labelled(encoder: NetworkEncoder, group: Group, most: int, seed: int, progr
     share = max(1, most // max(len(group.rows), 1))
     vectors, names, images = [], list[str](), list[int]()
     assert group.annotations is not None
+    room = matching.room_of(encoder.size, encoder.size, stride(encoder.backbone))
     for held in _read(group, progress):
         tokens, grid = _tokens(encoder, torch.cat([encoder.prepare(image[None]) for _, image in held]))
         for (i, image), own in zip(held, tokens, strict=True):
             shape = (image.shape[-2], image.shape[-1])
-            found = group.annotations.at(group.source.name(int(group.rows[i])), _centres(shape, grid), shape)
+            found = group.annotations.at(group.source.name(int(group.rows[i])), _centres(shape, grid, room), shape)
             order = torch.randperm(len(found), generator=generator(seed, "patches", int(group.rows[i]))).tolist()
             chosen = sorted([j for j in order if found[j] is not None][:share])
             vectors.append(own[chosen].numpy())
@@ -234,12 +236,14 @@ def _labelled(encoder: NetworkEncoder, group: Group, most: int, seed: int, progr
     return _Labelled(np.concatenate(vectors), names, np.array(images))
 
 
-def _centres(shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-    """Where the patches of the central square of an image lie, [N, 2] x and y in pixels."""
+def _centres(shape: tuple[int, int], grid: tuple[int, int], room: tuple[float, float] | None) -> np.ndarray:
+    """Where the patches of the central square of an image lie, [N, 2] x and y in pixels; ``room`` as in ``matching.frame``."""
     height, width = shape
     side = min(height, width)
     box = torch.tensor([[(width - side) / 2, (height - side) / 2, side, side]], dtype=torch.float64)
-    return matching.centres(matching.frame(box, grid, torch.zeros(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long)))[0].numpy()
+    at = matching.frame(box, grid, torch.zeros(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long), room=room)
+    inside = torch.tensor([width - 0.5, height - 0.5], dtype=torch.float64)  # of a cell that sticks out the middle may, too
+    return torch.minimum(matching.centres(at)[0], inside).numpy()
 
 
 def _probe(
@@ -271,6 +275,7 @@ def _where(train: Group, tested: Group) -> str:
 def _retrieval(encoder: NetworkEncoder, group: Group, seed: int, progress: Progress | None) -> tuple[Result, np.ndarray]:
     """How often the most similar patch of another crop lies within half the diagonal of the larger cell."""
     spec = CropSpec(size=encoder.size, area=AREA)
+    room = matching.room_of(encoder.size, encoder.size, stride(encoder.backbone))
     sums = np.zeros((len(group.rows), 4))  # right, kept, distance, expected by chance
     u = [uniforms(generator(seed, "patches crops", v), len(group.rows)) for v in range(2)]
     for held in _read(group, progress):
@@ -282,7 +287,7 @@ def _retrieval(encoder: NetworkEncoder, group: Group, seed: int, progress: Progr
             crops = [_cut(image, drawn.boxes[j : j + 1], drawn.flips[j : j + 1], encoder) for j, (_, image) in enumerate(held)]
             said, grid = _tokens(encoder, torch.cat(crops))
             tokens.append(said)
-            frames.append(matching.frame(drawn.boxes, grid, drawn.flips, drawn.turns))
+            frames.append(matching.frame(drawn.boxes, grid, drawn.flips, drawn.turns, room=room))
         for a, b in ((0, 1), (1, 0)):
             sums[at] += found(tokens[a], tokens[b], frames[a], frames[b]).numpy()
     right, kept, distance, chance = sums.sum(0).tolist()

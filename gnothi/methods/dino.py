@@ -15,6 +15,10 @@ from gnothi.methods.method import Method, Space, TeacherSpec, pick
 from gnothi.models.heads import Head
 from gnothi.schedules import linear
 
+FIRST_TEMPERATURE = 0.04
+"""Of the teacher, unless it ends lower."""
+BLUNT = "a blunter target teaches nothing"
+
 
 class DINOSpec(TeacherSpec):
     """Settings of DINO."""
@@ -30,12 +34,12 @@ class DINOSpec(TeacherSpec):
     """Softmax temperature of the learner."""
     teacher_temperature: float = Field(default=0.04, gt=0)
     """Softmax temperature of the teacher after its warm-up; lower cures a collapse to uniform."""
-    teacher_temperature_start: float = Field(default=0.04, gt=0)
-    """And at the first step."""
+    teacher_temperature_start: float | None = Field(default=None, gt=0)
+    """And at the first step. None: 0.04, or the temperature after the warm-up where that is lower."""
     temperature_warm_up: float = Field(default=0.3, ge=0, le=1)
     """Part of training in which the teacher's temperature moves, in a line."""
     centring: Literal["ema", "sinkhorn", "none"] = "ema"
-    """What keeps one output from winning; "none" collapses."""
+    """What keeps one output from winning; "sinkhorn" needs the whole batch at once, so it cannot accumulate; "none" collapses."""
     centre_momentum: float = Field(default=0.9, ge=0, le=1)
     """How much of itself the centre keeps."""
     frozen_until: float = Field(default=0.05, ge=0, le=1)
@@ -43,12 +47,15 @@ class DINOSpec(TeacherSpec):
 
     @model_validator(mode="after")
     def _sharper_teacher(self) -> DINOSpec:
-        if max(self.teacher_temperature, self.teacher_temperature_start) >= self.student_temperature:
-            raise SettingError(
-                f"method.teacher_temperature must be below method.student_temperature ({self.student_temperature}), "
-                f"got {max(self.teacher_temperature, self.teacher_temperature_start)}: a blunter target teaches nothing"
-            )
+        for name, value in (("teacher_temperature", self.teacher_temperature), ("teacher_temperature_start", self.first_temperature)):
+            if value >= self.student_temperature:
+                raise SettingError(f"method.{name} must be below method.student_temperature ({self.student_temperature}), got {value}: {BLUNT}")
         return self
+
+    @property
+    def first_temperature(self) -> float:
+        """Of the teacher, at the first step."""
+        return min(FIRST_TEMPERATURE, self.teacher_temperature) if self.teacher_temperature_start is None else self.teacher_temperature_start
 
 
 class DINOSpace(Space):
@@ -70,7 +77,7 @@ class DINOSpace(Space):
     def temperature(self, step: Step) -> float:
         """The teacher's, in this step."""
         s = self.spec
-        return linear(step.progress, s.teacher_temperature_start, s.teacher_temperature, s.temperature_warm_up)
+        return linear(step.progress, s.first_temperature, s.teacher_temperature, s.temperature_warm_up)
 
     @torch.no_grad()
     def targets(self, said: list[Said], step: Step) -> Tensor:

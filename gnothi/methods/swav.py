@@ -57,8 +57,8 @@ class SwAVSpace(Space):
         for crop, s in enumerate(said):
             scores = gather(s.prediction.detach())
             n = len(scores) // world()
-            # An unfilled queue holds zeros, which are no projections.
-            if self.spec.queue and step.progress >= self.spec.queue_start and step.number * len(scores) >= self.spec.queue:
+            # Zeros are no projections, and the oldest place is filled last; the rows of this call say nothing of it: health asks with a sample.
+            if self.spec.queue and step.progress >= self.spec.queue_start and bool(self.queue[crop, -1].any()):
                 scores = torch.cat([scores, self.head.predict(self.queue[crop])])
             parts.append(sinkhorn(scores, self.spec.epsilon, self.spec.iterations)[rank() * n : (rank() + 1) * n])
         return torch.cat(parts)

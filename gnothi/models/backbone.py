@@ -179,8 +179,8 @@ class TimmBackbone(nn.Module):
         self.multiple = _own_patch(embed) or 1
         self.only = embed.img_size if getattr(embed, "strict_img_size", False) else None
         self.last = 0
-        self.width, self.patch_width, self.block_widths = self._measure(channels, size)
         self.mask_token = None
+        self.width, self.patch_width, self.block_widths = self._measure(channels, size)
         if spec.mask_token:
             if not self.prefix or not hasattr(self.net, "patch_embed"):
                 raise SettingError(f"backbone.mask_token means nothing to {spec.name}: it has no patch tokens to hide; vit_tiny_patch16_224 has")
@@ -220,6 +220,8 @@ class TimmBackbone(nn.Module):
             raise SettingError(f"backbone.name {self.name} takes crops of {self.only[0]} pixels only, got {images.shape[2]}; vit_* take any size")
         with self._hidden(mask):
             x, taken = self.net.forward_intermediates(images, indices=sorted({*want.blocks, self.last}), **self.prefix)
+        if mask is None and self.mask_token is not None and torch.is_grad_enabled():
+            x = x + 0 * self.mask_token.sum()  # so that every process has a gradient for it in every step
         taken = [t if isinstance(t, tuple) else (t, None) for t in taken]
         last = taken[-1][0]
         pooled = self.net.forward_head(x, pre_logits=True)

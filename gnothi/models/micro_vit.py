@@ -146,6 +146,8 @@ class MicroViT(nn.Module):
             if self.mask_token is None:
                 raise SettingError("backbone.mask_token must be true for masked views, got false")
             x = torch.where(mask[..., None], self.mask_token, x)
+        elif self.mask_token is not None and torch.is_grad_enabled():
+            x = x + 0 * self.mask_token.sum()  # so that every process has a gradient for it in every step
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.positions(grid)
         blocks = {}
         for i, block in enumerate(self.blocks):
@@ -158,9 +160,14 @@ class MicroViT(nn.Module):
         return Encoding(x[:, 0], x[:, 1:], grid, blocks)
 
 
-def cells(side: int, patch_size: int) -> int:
-    """How many patches stand along a side of a crop; SettingError where they do not fit."""
+def cells(side: int, patch_size: int, setting: str = "views.size") -> int:
+    """How many patches stand along a side of a crop; SettingError where they do not fit, which names the setting that the side comes from."""
     if side % patch_size or side < patch_size:
         low = max(side // patch_size, 1) * patch_size
-        raise SettingError(f"views.size must be a multiple of the patch size {patch_size}, got {side}; {low} and {low + patch_size} are nearest")
+        raise SettingError(f"{setting} must be a multiple of the patch size {patch_size}, got {side}; {low} and {low + patch_size} are nearest")
     return side // patch_size
+
+
+def patch_side(backbone: nn.Module) -> int:
+    """Side of the patches that a network's crops must be made of, in pixels: 1 for a convolutional network."""
+    return int(getattr(backbone, "patch_size", None) or getattr(backbone, "multiple", None) or 1)

@@ -139,7 +139,8 @@ def resolve(
 def _holdout(source: Source, early: RunSpec) -> tuple[Source, np.ndarray]:
     fraction = early.data.holdout
     if fraction is None:
-        fraction = min(0.1, 1000 / len(source)) if source.labels is not None and len(source) >= 100 else 0.0
+        several = source.groups is None or len(np.unique(source.groups)) > 1  # one group is never divided
+        fraction = min(0.1, 1000 / len(source)) if source.labels is not None and len(source) >= 100 and several else 0.0
     if not fraction:
         return source, np.empty(0, dtype=np.int64)
     kept, held = sources.holdout(source, fraction, early.seed)
@@ -180,6 +181,8 @@ def _check(full: RunSpec, n: int, device: torch.device) -> None:
         raise SettingError(
             f"training.batch must be a multiple of training.accumulate times the number of processes, {share}, got {t.batch}; {remedy}"
         )
+    if t.batch == t.accumulate > 1 and not getattr(full.method, "joint_views", True) and getattr(full.method, "norm", "") == "batch":
+        raise SettingError(f"training.batch must be at least {2 * t.batch} with training.accumulate={t.batch}: BatchNorm needs two images at a time")
     if t.recompute and t.compile:
         raise SettingError("training.recompute must be false with training.compile, which decides by itself what to compute twice; got true")
     if t.parallel == "fsdp" and t.compile:

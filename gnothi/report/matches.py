@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gnothi import encoders
 from gnothi.auxiliary import matching
+from gnothi.auxiliary.local import stride
 from gnothi.contracts import Encoding, Pixels, RunError, Views, Want
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.report.material import batch, pixels_of
@@ -91,10 +92,10 @@ def matches(found: Record, images: int = 3) -> Matched:
         "that were cut; dark patches have no partner. Below, a line leads from each patch with a partner to the patch that the network finds "
         "most similar: solid where that is the same place, dashed where it is another."
     )
-    return Matched(drawn(crops, said, [source.name(int(r)) for r in crops.index], pixels_of(found), offset), lead)
+    return Matched(drawn(crops, said, [source.name(int(r)) for r in crops.index], pixels_of(found), offset, stride(encoder.backbone)), lead)
 
 
-def drawn(crops: Views, said: list[Encoding], names: list[str], pixels: Pixels, offset: float = 0.0) -> list[Pair]:
+def drawn(crops: Views, said: list[Encoding], names: list[str], pixels: Pixels, offset: float = 0.0, step: int | None = None) -> list[Pair]:
     """Draw the first two crops of every image.
 
     Args:
@@ -103,11 +104,13 @@ def drawn(crops: Views, said: list[Encoding], names: list[str], pixels: Pixels, 
         names: of the images.
         pixels: what the views were normalised with.
         offset: where tokens look from the centres of their cells, in pixels of the crop.
+        step: from a token to the next, in pixels of the crop; None where tokens fill it.
     """
     frames = []
     for v in range(2):
-        cell = crops.images[v].shape[-1] / said[v].grid[1]
-        frames.append(matching.frame(crops.boxes[v], said[v].grid, crops.flips[v], crops.turns[v], offset / cell))
+        height, width = crops.images[v].shape[-2:]
+        room, cell = matching.room_of(height, width, step), step or width / said[v].grid[1]
+        frames.append(matching.frame(crops.boxes[v], said[v].grid, crops.flips[v], crops.turns[v], offset / cell, room))
     at, to = frames
     index, distance = matching.nearest(at, to)
     limit = matching.reach(at, to)[:, None]

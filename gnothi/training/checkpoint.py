@@ -73,7 +73,8 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor], about: dict[str, 
     about = sealed({**about, "step": step, "digest": digest(tensors)})
     path = path_of(folder, step)
     replace_file(path, lambda temporary: _write(temporary, save(tensors, metadata={"gnothi": json.dumps(about)})))
-    for old in list_of(folder)[:-keep]:
+    others = [other for other in list_of(folder) if other != path]  # broken ones may be of later steps
+    for old in others[: max(0, len(others) + 1 - keep)]:
         old.unlink(missing_ok=True)
     return path
 
@@ -107,7 +108,7 @@ def newest(folder: Path, warn: Callable[[str], None] = lambda _: None) -> Path |
         try:
             read(path)
         except RunError as error:
-            warn(f"{error}; the one before is used")
+            warn(f"{error}; {'none is before it' if path == list_of(folder)[0] else 'the one before is used'}")
         else:
             return path
     return None

@@ -32,12 +32,24 @@ class Journal:
         self.progress: Progress = Silent()
         self.window: dict[str, Tensor] = {}
         self.busy = self.waited = 0.0
+        self.timed = 0
+        """Steps whose seconds ``busy`` holds: after a resume fewer than the window has."""
 
     def note(self, terms: dict[str, Tensor], seconds: float) -> None:
         """Add a step to the sums."""
         for name, value in (terms | {"steps": torch.ones(())}).items():
             self.window[name] = self.window[name] + value.detach() if name in self.window else value.detach().clone()
-        self.busy += seconds
+        self.busy, self.timed = self.busy + seconds, self.timed + 1
+
+    def sums(self, step: int) -> dict[str, Tensor]:
+        """The sums as a checkpoint keeps them, over all processes, which must ask together.
+
+        Raises:
+            RunError: one is not finite. On a GPU nobody may have looked since the last line, and a checkpoint must be one to go on from.
+        """
+        found = {k: v if k == "steps" else distributed.mean(v) for k, v in self.window.items()}
+        self.refuse({k: float(v) for k, v in found.items()}, step)
+        return found
 
     def means(self, step: int, images: int, waited: float) -> dict[str, Any]:
         """Means since the last line, over all processes, and how fast it went; the sums begin anew.
@@ -54,8 +66,8 @@ class Journal:
         means = {k: float(distributed.mean(v)) / n for k, v in self.window.items()}
         self.refuse(means, step)
         busy, share = max(self.busy, 1e-9), waited - self.waited
-        self.window, self.busy, self.waited = {}, 0.0, waited
-        rate = {"images_per_second": round(images * n / busy, 1), "waiting": round(share / busy, 4)}
+        rate = {"images_per_second": round(images * self.timed / busy, 1), "waiting": round(share / busy, 4)}
+        self.window, self.busy, self.timed, self.waited = {}, 0.0, 0, waited
         return {"gradient_norm": means.pop("gradient_norm"), "terms": means, **rate}
 
     def refuse(self, values: dict[str, float], step: int) -> None:

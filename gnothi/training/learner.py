@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gnothi import distributed
+from gnothi import distributed, schedules
 from gnothi.contracts import Carry, Step, Views
 from gnothi.randomness import seeded
-from gnothi.schedules import steps as to_steps
 from gnothi.training import checkpoint, health, optimisers, parallel, state
 from gnothi.training.journal import Journal
 from gnothi.training.objective import Objective
@@ -64,9 +63,9 @@ class Learner:
             objective.to(memory_format=torch.channels_last)
         self.module: Any = parallel.wrap(objective, spec)
         self.optimiser = optimisers.build(optimiser, objective, objective.method.groups())
-        self.warm_up = to_steps(optimiser.warm_up, per_epoch, total, setting="optimiser.warm_up") / total
-        every = {k: getattr(spec, k) for k in ("log_every", "health_every", "evaluate_every", "checkpoint_every")}
-        self.every = {k: max(1, to_steps(v, per_epoch, total, setting=f"training.{k}")) for k, v in every.items()}
+        self.warm_up = schedules.steps(optimiser.warm_up, per_epoch, total, setting="optimiser.warm_up") / total
+        kinds = ("log_every", "health_every", "evaluate_every", "checkpoint_every")
+        self.every = {k: schedules.interval(getattr(spec, k), per_epoch, total, setting=f"training.{k}") for k in kinds}
         self.number, self.seconds = 0, 0.0
 
     def fit(self) -> None:
@@ -166,7 +165,7 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
-        return state.of(self.objective, self.optimiser, self.journal.window)
+        return state.of(self.objective, self.optimiser, self.journal.sums(self.number))
 
     def save(self) -> None:
         """Write a checkpoint."""

@@ -57,8 +57,8 @@ def restore(tensors: dict[str, Tensor], objective: nn.Module, optimiser: torch.o
         for name, p in objective.named_parameters():
             for key in ("momentum_buffer", "step", "exp_avg", "exp_avg_sq"):
                 if (value := tensors.get(f"{OPTIMISER}{key}.{name}")) is not None:
-                    # In the parameter's own memory format; fused optimisers ask for that.
-                    optimiser.state[p][key] = value if key == "step" else torch.empty_like(p).copy_(shard_like(value, p))
+                    # On the parameter's device and in its own memory format; fused optimisers ask for both.
+                    optimiser.state[p][key] = value.to(p.device) if key == "step" else torch.empty_like(p).copy_(shard_like(value, p))
     except RuntimeError as error:
         raise RunError(f"the checkpoint is another network's: {' '.join(str(error).split())[:160]}") from None
     device = next(objective.parameters()).device

@@ -136,7 +136,7 @@ def transfer(
         DataError: the images or features cannot be used.
         EncoderError: a teacher cannot be opened or does not take such images.
     """
-    spec, folder = spec or TransferSpec(), Path(out)
+    spec, folder = spec or TransferSpec(), Path(out).expanduser()
     if (folder / "spec.json").exists() and not resume and not restarted(folder):
         raise SettingError(f"{folder} is a run already; --resume goes on with it, --out takes another folder")
     distributed.start(distributed.device_of(device))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from gnothi.contracts import DataError, GnothiError, RunError, Source
+from gnothi.data import Subset
 from gnothi.randomness import generator
 from gnothi.views.crops import Boxes, cut, draw
 from gnothi.views.loading import Crop, Cuts, Joint
@@ -31,6 +32,10 @@ class FromSource(Dataset["Cuts | GnothiError"]):
 
     def __init__(self, source: Source, crops: tuple[Crop, ...], joint: Joint) -> None:
         self.source, self.crops, self.joint = source, crops, joint
+        while isinstance(source, Subset):
+            source = source.source
+        self.tells = type(source).shape is not Source.shape
+        """Whether the source knows the shape of an image before it is read."""
 
     def __getitem__(self, step: int) -> Cuts | GnothiError:
         try:
@@ -68,11 +73,11 @@ class FromSource(Dataset["Cuts | GnothiError"]):
 
     def _look(self, row: int, i: int, shapes: Tensor, held: dict[int, Tensor]) -> None:
         """Write the shape of an image into ``shapes``; where only the pixels tell it, hold them, to read nothing twice."""
-        if type(self.source).shape is Source.shape:
+        if self.tells:
+            shapes[i] = torch.tensor(self.source.shape(row))
+        else:
             held[i] = self.source.image(row)
             shapes[i] = torch.tensor(held[i].shape[1:])
-        else:
-            shapes[i] = torch.tensor(self.source.shape(row))
 
     def _cut(self, row: int, i: int, shape: list[int], held: dict[int, Tensor], boxes: tuple[Boxes, ...], images: tuple[Tensor, ...]) -> None:
         """Read an image and write its crops into place ``i`` of each of ``images``."""

@@ -61,18 +61,18 @@ def run(objective: Objective, given: Views, number: int = 3) -> tuple[Views, Any
     return drawn, outputs, terms, carry
 
 
-def lies(given: Views, crop: int, image: int, grid: tuple[int, int]) -> list[tuple[float, float]]:
-    """Centres of a crop's cells in the source, in plain numbers: undo the turns, then the mirror, then the cut."""
+def source(given: Views, crop: int, image: int, u: float, v: float) -> tuple[float, float]:
+    """Where a place of a crop as shown, in [0, 1] to the right and down, lies in the source: undo the turns, then the mirror, then the cut."""
     left, top, wide, high = given.boxes[crop, image].tolist()
-    places = []
-    for r in range(grid[0]):
-        for c in range(grid[1]):
-            u, v = (c + 0.5) / grid[1], (r + 0.5) / grid[0]
-            for _ in range(int(given.turns[crop, image])):
-                u, v = 1 - v, u
-            u = 1 - u if given.flips[crop, image] else u
-            places.append((left + u * wide, top + v * high))
-    return places
+    for _ in range(int(given.turns[crop, image])):
+        u, v = 1 - v, u
+    u = 1 - u if given.flips[crop, image] else u
+    return left + u * wide, top + v * high
+
+
+def lies(given: Views, crop: int, image: int, grid: tuple[int, int]) -> list[tuple[float, float]]:
+    """Centres of a crop's cells in the source, in plain numbers."""
+    return [source(given, crop, image, (c + 0.5) / grid[1], (r + 0.5) / grid[0]) for r in range(grid[0]) for c in range(grid[1])]
 
 
 def diagonal(given: Views, crop: int, image: int, grid: tuple[int, int]) -> float:

@@ -88,7 +88,7 @@ def loop(objective: Objective, views: Views, at: Step, block: int | None, mask: 
     if method.name == "vicreg":
         return oracles.mean([oracles.vicreg(a, b, spec.invariance, spec.variance, spec.covariance) for a, b in oracles.pairs(z, targets)])
     if method.name == "swav":
-        late = at.progress >= spec.queue_start and at.number * len(views.index) >= spec.queue
+        late = at.progress >= spec.queue_start and all(any(row) for g in range(2) for row in plain(space.queue[g]))
         queue = [plain(space.queue[g] @ space.head.last.weight.T) if late else [] for g in range(2)]
         codes = [oracles.sinkhorn(scores[g] + queue[g], spec.epsilon, spec.iterations)[: len(scores[g])] for g in range(2)]
         return oracles.mean([oracles.assignment_cross_entropy(s, q, spec.temperature) for s, q in oracles.pairs(p, codes)])

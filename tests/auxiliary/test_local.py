@@ -11,14 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import dot, mean, plain
-from patched import Masking, beside, crops, diagonal, lies, run
+from patched import Masking, beside, crops, diagonal, lies, run, source
 from torch import Tensor, nn
-from toys import NAMES, step, views
+from toys import NAMES, parameters, same, step, views
 
 from gnothi.auxiliary import matching
+from gnothi.auxiliary.local import stride
 from gnothi.auxiliary.patches import gram, match_patches, misalignment
 from gnothi.contracts import Carry, Encoding, Views, Want
 from gnothi.methods import Space
+from gnothi.models.backbone import BackboneSpec, build
+from gnothi.models.micro_resnet import MicroResNet
 from gnothi.randomness import generator
 from gnothi.training.objective import Objective
 
@@ -249,6 +252,47 @@ def test_every_crop_meets_every_other_global_crop_of_its_own_image(sizes):
 
 def toys_branch(encoding: Encoding) -> Any:
     return type("Branch", (), {"encoding": encoding})()
+
+
+# ---- where tokens look --------------------------------------------------------------------------
+def test_tokens_lie_where_they_look_also_where_the_stride_does_not_divide_the_crop():
+    """The centre of mass of a token's gradient, in a network of positive weights whose last cells stick out of a crop of 15 pixels."""
+    objective = beside("simclr", backbone=lambda: MicroResNet(widths=(4, 4)), token_offset=-0.5)
+    backbone, local = objective.method.backbone.eval(), objective.auxiliaries["local"]
+    for p in backbone.parameters():
+        if p.ndim == 4:
+            nn.init.ones_(p)
+    image = torch.ones(1, 3, 15, 15, dtype=torch.float64, requires_grad=True)
+    flips, turns = torch.arange(8).expand(2, -1) > 3, torch.arange(8).expand(2, -1) % 4
+    encoding, given = backbone(image, Want(patches=True)), replace(views(8, size=15), flips=flips, turns=turns)
+    at, along = matching.centres(local.frame(given, 0, encoding)), torch.arange(15, dtype=torch.float64) + 0.5
+    assert encoding.grid == (8, 8)
+    for row, column in ((3, 3), (3, 4), (4, 3)):  # whose fields lie in the crop
+        (seen,) = torch.autograd.grad(encoding.patches[0, 8 * row + column].sum(), image, retain_graph=True)
+        mass = seen[0].sum(0) / seen.sum()
+        x, y = float(mass.sum(0) @ along), float(mass.sum(1) @ along)
+        assert (x, y) == pytest.approx((2 * column + 0.5, 2 * row + 0.5))
+        for i in range(8):
+            assert tuple(at[i, 8 * row + column].tolist()) == pytest.approx(source(given, 0, i, x / 15, y / 15))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "pixels"),
+    [
+        ("micro-resnet", {}, 8),
+        ("micro-vit", {}, 8),
+        ("resnet18", {}, 8),
+        ("convnext_atto", {"depths": (1, 1, 1, 1)}, 32),
+        ("vit_tiny_patch16_224", {"depth": 1}, 8),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}, 32),
+        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 64, "num_heads": 1}, None),
+    ],
+)
+def test_a_network_s_stride_is_found_and_nothing_of_it_moves(name, args, pixels):
+    backbone = build(BackboneSpec(name=name, args=args), 3, 64, seed=0)
+    before, random = parameters(backbone), torch.get_rng_state()
+    assert stride(backbone) == pixels
+    assert same(before, parameters(backbone)) and torch.equal(random, torch.get_rng_state()) and backbone.training
 
 
 # ---- hidden patches -----------------------------------------------------------------------------

@@ -42,6 +42,11 @@ def test_a_weight_of_zero_is_not_built():
     assert not pretrain.build(resolve("photos", settings=chosen)).auxiliaries
 
 
+def test_relations_can_be_had_without_partners():
+    chosen = {"method": {"name": "dino"}, "auxiliary": {"local": {"match": "none", "gram": 2.0}}, "training": {"batch": 16}}
+    assert pretrain.build(resolve("photos", settings=chosen)).weights(step()) == {"dino": 1.0, "local_gram": 2.0}
+
+
 @pytest.mark.parametrize(("name", "settings"), [("dino", {"match": "random"}), ("swav", {}), ("byol", {"match": "both", "start": 0.3, "gram": 1.0})])
 def test_a_run_that_was_cut_goes_on_bit_for_bit(name, settings, tmp_path):
     def made(folder: str) -> Any:
@@ -132,7 +137,10 @@ def test_measuring_moves_nothing():
         ("simclr", {"gram": 1.0}, "local.gram compares student and teacher.*simclr has no teacher"),
         ("byol", {"prototypes": 8}, "prototypes means nothing to byol"),
         ("byol", {"teacher_temperature": 0.05}, "teacher_temperature means nothing to byol"),
+        ("dino", {"teacher_temperature": 0.1}, r"^auxiliary\.local\.teacher_temperature must be below method\.student_temperature \(0\.1\)"),
         ("dino", {"match": "none"}, "match=none leaves nothing to learn"),
+        ("dino", {"weight": 0, "gram": 1.0}, r"weight=0 would leave auxiliary\.local\.gram out too; set auxiliary\.local\.match=none instead"),
+        ("dino", {"match": "none", "weight": 0, "kernel": 1.0}, r"weight=0 would leave auxiliary\.local\.kernel out too; leave the weight out"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_a_line(name, settings, words):

@@ -41,13 +41,15 @@ def brute(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return near.indices[..., 0], near.values[..., 0], margin
 
 
-def by_pixels(boxes: Tensor, grid: tuple[int, int], flips: Tensor, turns: Tensor, height: int = 150, width: int = 190) -> Tensor:
-    """Centres of cells as the mean of the places of the pixels in them, [B, N, 2]: an image of places is really cut, mirrored and turned."""
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+def by_pixels(boxes: Tensor, grid: tuple[int, int], flips: Tensor, turns: Tensor, *, size: int | None = None, part: slice = slice(None)) -> Tensor:
+    """Centres of cells as the mean of the places of the pixels in them, [B, N, 2]: an image of places is really cut, mirrored and turned.
+
+    ``part`` of the rows and columns of a crop of ``size`` pixels holds the cells.
+    """
+    y, x = torch.meshgrid(torch.arange(150) + 0.5, torch.arange(190) + 0.5, indexing="ij")
     places = torch.stack([x, y]).expand(len(boxes), -1, -1, -1)
     # From far inside the image, so that the antialiasing filter's window is cut off at no border but the box's own.
-    size = 8 * math.lcm(*grid)
-    crops = cut(places, boxes.float(), size, flips, turns)
+    crops = cut(places, boxes.float(), size or 8 * math.lcm(*grid), flips, turns)[:, :, part, part]
     return torch.nn.functional.adaptive_avg_pool2d(crops, grid).flatten(2).mT.double()
 
 
@@ -62,6 +64,30 @@ def test_centres_are_where_the_pixels_of_a_cell_come_from(grid, flip, turn):
     cell = torch.minimum(at.across.norm(dim=-1), at.down.norm(dim=-1))
     off = (centres(at) - by_pixels(boxes, grid, flips, turns)).norm(dim=-1) / cell[:, None]
     assert off.max() < 0.01
+
+
+@pytest.mark.parametrize(("flip", "turn"), DIHEDRAL)
+def test_cells_of_which_the_last_stick_out_are_where_their_pixels_come_from(flip, turn):
+    """Cells of 8 pixels on a crop of 28, which is 112 here: room for three and a half, and the three that are whole are looked at."""
+    boxes, _, _ = some(6)
+    boxes[:, 2:] = 75
+    flips, turns = torch.full((6,), flip), torch.full((6,), turn)
+    at = frame(boxes, (4, 4), flips, turns, room=(3.5, 3.5))
+    seen = by_pixels(boxes, (3, 3), flips, turns, size=112, part=slice(0, 96))
+    whole = centres(at).unflatten(1, (4, 4))[:, :3, :3].flatten(1, 2)
+    assert (whole - seen).norm(dim=-1).max() < 0.02 * 75 / 3.5
+
+
+def test_cells_that_stick_out_match_the_nearest_and_what_lies_below_them_is_not_inside():
+    (a, fa, ta), (b, fb, tb) = some(200, 18), some(200, 19)
+    s, t = frame(a, (4, 4), fa, ta, room=(3.5, 3.5)), frame(b, (3, 7), fb, tb, room=(2.25, 6.5))
+    index, distance = matching.nearest(s, t)
+    expected, far, margin = brute(centres(s), centres(t))
+    torch.testing.assert_close(distance, far, rtol=1e-9, atol=1e-9)
+    assert torch.equal(index[margin > 1e-9], expected[margin > 1e-9])
+    x, y = centres(s).unbind(-1)
+    left, top, wide, high = (v[:, None] for v in b.unbind(1))
+    assert torch.equal(matching.inside(s, t), (x >= left) & (x < left + wide) & (y >= top) & (y < top + high))
 
 
 @pytest.mark.parametrize("pair", [(3, 3, 7, 7), (7, 7, 7, 7), (4, 6, 7, 3), (1, 1, 4, 4), (14, 14, 6, 6)])

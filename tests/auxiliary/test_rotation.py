@@ -17,6 +17,8 @@ from gnothi.auxiliary.rotation import EFFSSL, ESSL, Rotation, RotationSpec, all_
 from gnothi.contracts import Encoding, SettingError, Views, Want
 from gnothi.methods import METHODS, STUDENTS
 from gnothi.methods.none import NoMethod, NoneSpec
+from gnothi.models.backbone import patch_size
+from gnothi.models.micro_vit import MicroViT
 from gnothi.randomness import generator, seeded
 from gnothi.recipes.resolve import resolve
 from gnothi.recipes.views import named
@@ -341,6 +343,21 @@ def test_the_small_crop_follows_the_views_and_is_coloured_as_they_are(size, crop
     own = Rotation(method("simclr"), RotationSpec(form="essl", crop_size=24, crop_area=(0.3, 0.6)))
     assert (own.crops(given)[0].size, own.crops(given)[0].area) == (24, (0.3, 0.6))
     assert Rotation(method("simclr"), RotationSpec()).crops(given) == () and Rotation(method("simclr"), RotationSpec()).passes(given) == (size, size)
+
+
+@pytest.mark.parametrize("size", [32, 48, 64, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256, 512])
+def test_the_small_crop_is_about_half_a_view_and_whole_patches_of_a_vit_made_for_it(size):
+    """A ViT whose own patches have 16 pixels."""
+    crop = RotationSpec(form="essl").settled("simclr", named("simclr", size)).crop_size
+    assert crop % patch_size(size, 16) == 0
+    assert crop == 96 if size >= 224 else 0.44 * size < crop < 0.58 * size
+
+
+def test_a_small_crop_that_no_patch_divides_is_refused_by_its_name():
+    base = method("simclr", backbone=lambda: MicroViT(size=28, patch_size=14, width=12, depth=1, heads=2))
+    with pytest.raises(SettingError, match=r"^auxiliary\.rotation\.crop_size must be a multiple of the patch size 14, got 96; 84 and 98 are near"):
+        Rotation(base, RotationSpec(form="essl").settled("simclr", named("simclr", 224)))
+    assert Rotation(base, RotationSpec(form="essl", crop_size=98)).passes(named("simclr", 224)) == (98,) * 4
 
 
 def test_heads_are_those_of_the_two_papers():

@@ -211,6 +211,18 @@ def test_an_arm_that_breaks_in_its_first_steps_is_named_before_anything_trains(w
     assert set(everything(work)) == before
 
 
+def test_a_full_disk_is_no_result_of_an_arm(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> pretrain.Run:
+        raise RunError("no space left; make room and go on") from OSError(28, "No space left on device")
+
+    args = ("compare", "tiny.npz", "--epochs", "1", *SETTINGS, "--out", "full")
+    with monkeypatch.context() as broken:
+        broken.setattr(pretrain, "train", full)
+        done = gnothi(*args)
+    assert done.code == 1 and "make room and go on" in done.err and results("full")["runs"] == []
+    assert gnothi(*args).code == 0 and len(results("full")["runs"]) == 1
+
+
 def test_a_run_that_breaks_later_is_a_result_and_the_others_go_on(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = pretrain.train
 

@@ -74,6 +74,22 @@ def test_text_labels_are_numbered_in_order_and_empty_ones_are_none():
     assert [source.label(row) for row in range(4)] == [1, 0, None, 1]
 
 
+def test_bytes_are_text(tmp_path):
+    words = ["Katze", "Hündin", "Katze"]
+    coded = np.char.encode(np.array(words), "utf-8")
+    source = ArraySource(np.zeros((3, 8, 8), np.uint8), coded, groups=coded)
+    assert source.classes == ("Hündin", "Katze") and source.groups.tolist() == words
+    np.savez(tmp_path / "x.npz", images=np.zeros((3, 8, 8), np.uint8), labels=coded, classes=np.unique(coded))
+    assert open_data(str(tmp_path / "x.npz")).classes == ("Hündin", "Katze")
+    with pytest.raises(DataError, match="groups: text must be UTF-8"):
+        ArraySource(np.zeros((1, 8, 8), np.uint8), groups=np.array([b"\xff\xfe"]))
+
+
+def test_the_label_that_is_wrong_is_named():
+    with pytest.raises(DataError, match="got float64 such as 0.5$"):
+        ArraySource(np.zeros((3, 8, 8), np.uint8), [0.0, 1.0, 0.5])
+
+
 @pytest.mark.parametrize(
     ("labels", "classes", "said"),
     [

@@ -1,3 +1,4 @@
+import importlib
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from gnothi.data import ArraySource
 from gnothi.encoders import embed, load
 from gnothi.randomness import generator
 
+module = importlib.import_module("gnothi.encoders.embed")  # the package has the function under this name
 N = 600
 NAMES = [f"plaça {i % 3}/слон {i:03d}.png" for i in range(N)]
 
@@ -123,6 +125,18 @@ def test_an_interrupted_file_is_not_there_and_an_older_one_stays(tmp_path):
 def test_an_unknown_ending_names_the_nearest_before_anything_is_computed(tmp_path):
     with pytest.raises(SettingError, match=r"must end in .parquet, .npy, .npz, .safetensors, got 'e.parqet'; did you mean .parquet"):
         embed("nonsense", "nonsense", tmp_path / "e.parqet")
+
+
+def test_more_names_than_safetensors_holds_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    embed("colour", source(), tmp_path / "e.safetensors")
+    with safe_open(tmp_path / "e.safetensors", framework="np") as file:
+        texts = sum(len(json.dumps(file.metadata()[key])) for key in ("names", "groups") if key in file.metadata())
+    counted = module._header(source())
+    assert texts / 2 < counted <= 2 * texts
+    monkeypatch.setattr(module, "MOST_HEADER", counted - 1)
+    with pytest.raises(SettingError, match=r"more than a .safetensors file may hold .*; .parquet takes them"):
+        embed("colour", source(), tmp_path / "more.safetensors")
+    assert not (tmp_path / "more.safetensors").exists()
 
 
 def test_the_page_reads_each_format(tmp_path, monkeypatch):

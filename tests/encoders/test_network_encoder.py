@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from gnothi.contracts import EncoderError, Pixels
 from gnothi.data import ArraySource
 from gnothi.encoders import load
+from gnothi.encoders.encoder import place_of
 from gnothi.encoders.network import NetworkEncoder
 from gnothi.models.backbone import BackboneSpec, build, patch_size
 from gnothi.randomness import generator
@@ -211,6 +212,14 @@ def test_a_wrong_name_gets_one_line(tmp_path, name, line):
     with pytest.raises(EncoderError) as caught:
         load(name.format(tmp_path))
     assert line.format(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["2026-11-22T04:09", "a@b", "a:b@c"])
+def test_a_folder_of_any_name_takes_marks(tmp_path, folder):
+    write_run(tmp_path / folder)
+    plain = load(f"{tmp_path}/{folder}")
+    assert load(f"{tmp_path}/{folder}@online").fingerprint == plain.fingerprint != load(f"{tmp_path}/{folder}@untrained").fingerprint
+    assert place_of(f"{tmp_path}/{folder}@online") == (f"{tmp_path}/{folder}", ["online"])
 
 
 def test_spec_and_weights_that_do_not_fit_get_one_line(tmp_path):

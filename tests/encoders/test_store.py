@@ -125,6 +125,20 @@ def test_images_read_one_by_one_keep_their_order_and_broken_ones_are_nan(tmp_pat
     assert np.isnan(Counting().embed_source(Files(broken=range(600)))).all()
 
 
+def test_what_could_not_be_read_is_tried_again(tmp_path):
+    source, gone = Files(broken=(0, 300, 301, 599)), (300,)
+    source.fingerprint = lambda: "the same"  # a server that was away changes nothing of the images
+    features(Counting(), source, cache=tmp_path)
+    encoder = Counting()
+    assert np.isnan(features(encoder, source, cache=tmp_path)[[0, 300, 301, 599]]).all() and encoder.shown == 0  # still away
+    source.broken = gone
+    found = features(encoder, source, cache=tmp_path)
+    assert np.array_equal(found, Counting().embed_source(source), equal_nan=True) and np.flatnonzero(np.isnan(found).all(1)).tolist() == [300]
+    assert encoder.shown < 10 and [p.suffix for p in sorted(tmp_path.iterdir())] == [".json", ".npy"]
+    again = Counting()
+    assert np.array_equal(features(again, source, cache=tmp_path), found, equal_nan=True) and again.shown == 0
+
+
 def test_no_more_than_two_blocks_are_prepared_at_a_time():
     encoder = Counting()
     blocks = encoder.blocks(Files())

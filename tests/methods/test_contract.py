@@ -7,7 +7,6 @@ import pytest
 import torch
 import toys
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gnothi import losses
 from gnothi.contracts import Want
@@ -245,15 +244,23 @@ def test_swav_s_queue_takes_part_once_it_is_full() -> None:
     """Six rows a step fill a queue of twelve in two steps; before, and before its start, the batch is balanced alone."""
     for start, first in ((0.1, 2), (0.5, 5)):
         space = toys.method("swav", queue=12, queue_start=start).space
-        space.queue.copy_(torch.stack([F.normalize(toys.spherical(12, 8, seed), dim=-1) for seed in (1, 2)]))
-        said = space.say([toys.spherical(6, 12, seed) for seed in (3, 4)])
         for number in range(10):
-            parts = []
+            said, parts = [s.detach() for s in space.say([toys.spherical(6, 12, 2 * number + crop) for crop in range(2)])], []
             for crop, s in enumerate(said):
                 more = [space.head.predict(space.queue[crop])] if number >= first else []
                 parts.append(losses.sinkhorn(torch.cat([s.prediction, *more]), space.spec.epsilon, space.spec.iterations)[:6])
             torch.testing.assert_close(space.targets(said, toys.step(number)), torch.cat(parts))
+            space.settle(space.keep(said), toys.step(number))
         assert (parts[0] - losses.sinkhorn(said[0].prediction, space.spec.epsilon, space.spec.iterations)).abs().max() > 0.01
+
+
+def test_a_sample_larger_than_swav_s_queue_does_not_make_it_full() -> None:
+    """Health asks for the assignments of hundreds of images when five projections a crop have been put into a queue of twelve."""
+    space = toys.method("swav", queue=12, queue_start=0.0).space
+    pushed, sample = ([s.detach() for s in space.say([toys.spherical(n, 12, n + crop) for crop in range(2)])] for n in (5, 20))
+    space.settle(space.keep(pushed), toys.step(0))
+    alone = torch.cat([losses.sinkhorn(s.prediction, space.spec.epsilon, space.spec.iterations) for s in sample])
+    torch.testing.assert_close(space.targets(sample, toys.step(1)), alone)
 
 
 @pytest.mark.parametrize("name", ["swav", "dino"])
@@ -315,3 +322,9 @@ def test_the_teacher_s_momentum_begins_at_its_setting_and_ends_below_one(name: s
 def test_dino_s_temperature_reaches_its_end_at_the_end_of_its_warm_up() -> None:
     space = toys.method("dino", temperature_warm_up=0.5, teacher_temperature_start=0.02, teacher_temperature=0.06).space
     assert [space.temperature(toys.step(i, 100)) for i in (0, 25, 50, 99)] == pytest.approx([0.02, 0.04, 0.06, 0.06])
+
+
+@pytest.mark.parametrize(("end", "begin"), [(0.02, 0.02), (0.04, 0.04), (0.06, 0.04)])
+def test_a_lower_temperature_of_dino_s_teacher_begins_as_low(end: float, begin: float) -> None:
+    space = toys.method("dino", temperature_warm_up=0.5, teacher_temperature_start=None, teacher_temperature=end).space
+    assert [space.temperature(toys.step(i, 100)) for i in (0, 50)] == pytest.approx([begin, end])

@@ -37,7 +37,7 @@ def expected(method: Method, views: Views, step: Step) -> float:
         return oracles.mean(both)
     if name == "swav":
         scores = [plain(F.normalize(x, dim=-1) @ space.head.last.weight.T) for x in z]
-        late = step.progress >= spec.queue_start and step.number * len(views.index) >= spec.queue
+        late = step.progress >= spec.queue_start and all(any(row) for g in range(2) for row in plain(space.queue[g]))  # of projections only
         queue = [plain(space.queue[g] @ space.head.last.weight.T) if late else [] for g in range(2)]
         return oracles.swav(scores, 2, queue, temperature=spec.temperature, epsilon=spec.epsilon, iterations=spec.iterations)
     if name == "simsiam":
@@ -99,6 +99,13 @@ def test_dino_by_sinkhorn_takes_the_teacher_s_balanced_assignments() -> None:
     student = [plain(s.prediction) for s in said[0]]
     terms = [oracles.assignment_cross_entropy(s, t, 0.1) for s, t in oracles.pairs(student, [codes[:5], codes[5:]])]
     assert value(method, views, step) == pytest.approx(oracles.mean(terms), **EXACT)
+
+
+@pytest.mark.parametrize("centring", ["ema", "sinkhorn"])
+def test_dino_s_loss_is_a_mean_over_images_unless_sinkhorn_assigns_them_together(centring: str) -> None:
+    method, views, step = toys.method("dino", centring=centring), toys.views(6, 1), toys.step(9)
+    halves = [value(method, views.rows(slice(i, i + 3)), step) for i in (0, 3)]
+    assert (abs(sum(halves) / 2 - value(method, views, step)) < 1e-10) == (centring == "ema")
 
 
 def test_dino_has_two_times_two_plus_n_less_two_terms_and_never_pairs_a_crop_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:

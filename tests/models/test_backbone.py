@@ -156,6 +156,15 @@ def test_hidden_patches_cannot_be_seen_and_the_others_can():
     assert backbone.mask_token.grad.any()
 
 
+def test_a_token_that_stands_for_nothing_gets_a_gradient_of_zeros_and_changes_no_bit():
+    without, backbone = (build(BackboneSpec(name="vit_tiny_patch16_224", mask_token=t, args={"depth": 1}), 3, 64, seed=0) for t in (False, True))
+    nn.init.normal_(backbone.mask_token, generator=generator(0, "token"))
+    said = backbone(images(), Want(patches=True))
+    assert torch.equal(said.pooled, without(images()).pooled)
+    (said.pooled.pow(3).sum() + said.patches.pow(3).sum()).backward()
+    assert backbone.mask_token.grad is not None and not backbone.mask_token.grad.any()
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

@@ -111,6 +111,20 @@ def test_hidden_patches_cannot_be_seen_and_the_others_can():
     assert set(vit.state_dict()) - set(weights(vit)) == {"mask_token"}
 
 
+def test_a_token_that_stands_for_nothing_gets_a_gradient_of_zeros_and_changes_no_bit():
+    """Processes that share a step wait for a gradient of every parameter."""
+    without, vit = (build(BackboneSpec(name="micro-vit", mask_token=token), 3, 32, seed=0) for token in (False, True))
+    nn.init.normal_(vit.mask_token, generator=generator(0, "token"))
+    x = images()
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            said = vit(x)
+            assert torch.equal(said.pooled, without(x).pooled) and said.pooled.dtype == without(x).pooled.dtype
+        vit.mask_token.grad = None
+        said.pooled.float().pow(3).sum().backward()
+        assert vit.mask_token.grad is not None and not vit.mask_token.grad.any()
+
+
 def test_stochastic_depth_skips_whole_rows_and_keeps_the_mean():
     block, x = TransformerBlock(8, 2, 16, drop_path=0.25), torch.ones(20000, 1, 8)
     with seeded(0, "drop"):

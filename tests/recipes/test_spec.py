@@ -75,6 +75,9 @@ def test_an_impossible_value_is_named_with_its_rule(settings: dict[str, Any], sa
 def test_a_teacher_blunter_than_its_student_is_refused() -> None:
     said = refused({"method": {"name": "dino", "teacher_temperature": 0.3}})
     assert "method.teacher_temperature must be below method.student_temperature (0.1), got 0.3" in said
+    said = refused({"method": {"name": "dino", "teacher_temperature_start": 0.2}})
+    assert "method.teacher_temperature_start must be below method.student_temperature (0.1), got 0.2" in said
+    assert load({"data": {"name": "photos"}, "method": {"name": "dino", "student_temperature": 0.03, "teacher_temperature": 0.02}})
 
 
 def test_auxiliaries_are_checked_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,23 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in checkpoint.list_of(tmp_path))  # no temporary file is left
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_is_written_stays_where_broken_ones_are_of_later_steps(tmp_path: Path, keep: int) -> None:
+    for step in (130, 137):
+        checkpoint.path_of(tmp_path, step).write_bytes(b"cut short")
+    for step in (10, 20):
+        path = checkpoint.write(tmp_path, step, TENSORS, {}, keep=keep)
+        assert checkpoint.newest(tmp_path) == path and len(checkpoint.list_of(tmp_path)) == keep
+
+
+def test_the_only_checkpoint_is_not_said_to_have_one_before_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    for step in (3, 5):
+        checkpoint.path_of(tmp_path, step).write_bytes(b"cut short")
+    assert checkpoint.newest(tmp_path, said.append) is None
+    assert [line.rpartition("; ")[2] for line in said] == ["the one before is used", "none is before it"]
+
+
 @pytest.mark.parametrize("part", [0.0, 0.02, 0.5, 0.999])
 def test_a_cut_file_is_detected_and_the_one_before_used(tmp_path: Path, part: float) -> None:
     before = checkpoint.write(tmp_path, 1, TENSORS, {})

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gnothi.contracts import DataError, Pixels, RunError, Source
+from gnothi.data import Subset
 from gnothi.views.batches import Batches, ViewsSpec
 from gnothi.views.crops import CropSpec
 
@@ -50,3 +51,23 @@ def test_more_broken_images_than_the_allowed_part_of_those_met_stop_a_run():
     again = worn(0.005)  # goes on, and knows what was broken before: no reason to stop by itself
     again.broken.update(views.broken)
     again(step + 1)
+
+
+@pytest.mark.parametrize("wrapped", [0, 1, 2])
+def test_an_image_whose_shape_only_its_pixels_tell_is_read_once(wrapped):
+    class Plain(Source):
+        channels, dtype, read = 1, torch.uint8, 0
+
+        def __len__(self):
+            return 40
+
+        def image(self, row, shrink=1):
+            self.read += 1
+            return torch.full((1, 8, 8), row, dtype=torch.uint8)
+
+    source = plain = Plain()
+    for _ in range(wrapped):
+        source = Subset(source, range(len(source)))
+    views = ViewsSpec(global_crops=(CropSpec(size=8), CropSpec(size=8)))
+    Batches(source, views, batch=20, seed=0, pixels=Pixels(0.0, 255.0, (0.5,), (0.2,)), device="cpu", total=2, broken_fraction=0.5)(0)
+    assert plain.read == 20
