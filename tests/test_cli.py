@@ -86,6 +86,9 @@ def test_the_next_step_of_a_run_can_be_typed(tmp_path: Path) -> None:
         words = shlex.split(onward(folder))
         assert words[:2] == ["next", "gnothi"] and words[2 : 2 + len(verb)] == verb
         assert words[-3:] == ["my images", "--set", "data.labels=a b.csv"]
+    for name, measured in (("x.npz@train", "x.npz"), ("x.npz@val", "x.npz@val"), ("photos", "photos")):  # test images ask, where there are any
+        twice.write(folder, {"settings": {"data": {"name": name}}, "source": {"n": 9}})
+        assert shlex.split(onward(folder))[-1] == measured
 
 
 def test_a_group_alone_shows_its_help() -> None:

@@ -63,12 +63,11 @@ def told(as_json: bool, value: Any, text: Callable[[], str]) -> None:
 
 def onward(folder: Path) -> str:
     """What to do next with a run, as it can be typed: measure it where there are labels, else look something up."""
-    from gnothi.data.open import options
+    from gnothi.data.open import words
     from gnothi.training import twice
 
     record = twice.read(folder)
-    data, run = record["settings"]["data"], shlex.quote(str(folder))
-    images = " ".join([shlex.quote(data["name"]), *options(data)])
+    run, images = shlex.quote(str(folder)), " ".join(words(record["settings"]["data"]))
     if record["source"].get("labelled") == 0:
         return f"next    gnothi neighbours {run} IMAGE --in {images}"
     return f"next    gnothi evaluate knn {run} {run}@untrained pixels colour --data {images}"

@@ -75,12 +75,14 @@ class DataSpec(Spec):
     """The fraction of broken images above which a run stops."""
 
 
-def options(settings: Mapping[str, Any]) -> list[str]:
-    """The data settings of a run that are not by default, as other verbs take them: ``--set`` and ``data.KEY=VALUE``, quoted for a shell."""
+def words(settings: Mapping[str, Any]) -> list[str]:
+    """A run's data as verbs that measure take them, quoted for a shell: the name, without ``@train`` so that its test images ask, and options."""
+    name, split = divide(str(settings.get("name", "DATA")))
     plain = DataSpec().model_dump(mode="json")
     own = {key: settings[key] for key in plain if settings.get(key, plain[key]) != plain[key]}
-    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in own.items()}
-    return [f"--set {shlex.quote(f'data.{key}={word}')}" for key, word in words.items()]
+    chosen = {key: value if isinstance(value, str) else json.dumps(value) for key, value in own.items()}
+    said = name if split in (None, "train") else f"{name}@{split}"
+    return [shlex.quote(said), *(f"--set {shlex.quote(f'data.{key}={value}')}" for key, value in chosen.items())]
 
 
 def open(name: str, *, settings: DataSpec = DataSpec(), split: str | None = None) -> Source:  # noqa: B008

@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gnothi.data.open import options
+from gnothi.data.open import words
 from gnothi.report.charts import interval, interval_axis, percent, show, span
 from gnothi.report.record import Record, flatten
 
@@ -141,11 +141,11 @@ def _end(result: dict[str, Any], key: str) -> float:
 
 def typed(record: Record) -> str:
     """The command line that started the run, where it is known."""
-    words = record.environment.get("command")
-    if not isinstance(words, list) or not words:
+    command = record.environment.get("command")
+    if not isinstance(command, list) or not command:
         return ""
-    name = Path(str(words[0])).name
-    return shlex.join(["gnothi" if name == "__main__.py" else name, *map(str, words[1:])])
+    name = Path(str(command[0])).name
+    return shlex.join(["gnothi" if name == "__main__.py" else name, *map(str, command[1:])])
 
 
 def commands(record: Record) -> list[str]:
@@ -160,7 +160,7 @@ def commands(record: Record) -> list[str]:
     train = [f"gnothi train {data} --out {run}", *(f"--{k} {shlex.quote(v)}" for k, v in head.items() if v)]
     train += [f"--auxiliary {shlex.quote(a)}" for a in auxiliaries] + [f"--set {shlex.quote(p)}" for p in pairs]
     measured = dict.fromkeys(r["metric"] for r in whole(record) if r["metric"] in METRICS)
-    verbs = [" ".join([f"gnothi evaluate {metric} {run} --data {data}", *options(settings)]) for metric in measured]
+    verbs = [" ".join([f"gnothi evaluate {metric} {run} --data", *words(settings)]) for metric in measured]
     return [" \\\n  ".join(train), *verbs, f"gnothi report {run}"]
 
 
@@ -169,8 +169,8 @@ def first_look(record: Record) -> str:
     run, settings = shlex.quote(str(record.folder)), record.settings.get("data", {})
     if record.source.get("labelled") == 0:
         return "nothing was measured: that takes labels for some images (data.labels=FILE); neighbours and map need none"
-    words = " ".join([f"gnothi evaluate knn {run} {run}@untrained --data", shlex.quote(str(settings.get("name", "DATA"))), *options(settings)])
-    return f"nothing was measured yet: {words} --json > knn.json, then gnothi report {run} --results knn.json"
+    measure = " ".join([f"gnothi evaluate knn {run} {run}@untrained --data", *words(settings)])
+    return f"nothing was measured yet: {measure} --json > knn.json, then gnothi report {run} --results knn.json"
 
 
 def settings(record: Record) -> list[tuple[str, str]]:
