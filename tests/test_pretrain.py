@@ -397,15 +397,16 @@ def test_an_auxiliary_of_weight_zero_is_not_built_and_the_run_is_bit_for_bit_the
     assert equal(tmp_path / "parts", tmp_path / "some")
 
 
-def test_an_auxiliary_begins_alike_whatever_stands_beside_it(data: Path) -> None:
-    def weights(**auxiliary: Any) -> dict[str, torch.Tensor]:
+@pytest.mark.parametrize(("name", "other"), [("rotation", "layers"), ("layers", "rotation"), ("local", "layers")])
+def test_an_auxiliary_begins_alike_whatever_stands_beside_it(name: str, other: str, data: Path) -> None:
+    def weights(**auxiliary: float) -> dict[str, torch.Tensor]:
         chosen = {**SETTINGS, "auxiliary": {name: {"weight": weight} for name, weight in auxiliary.items()}}
-        return pretrain.build(pretrain.resolve(str(data), settings=chosen, device="cpu")).auxiliaries["layers"].state_dict()
+        return pretrain.build(pretrain.resolve(str(data), settings=chosen, device="cpu")).auxiliaries[name].state_dict()
 
-    alone = weights(layers=1.0)
+    alone = weights(**{name: 1.0})
     assert alone
-    for beside in ({"rotation": 0.0}, {"rotation": 0.4}):
-        for found in (weights(**beside, layers=1.0), weights(layers=1.0, **beside)):
+    for beside in (0.0, 0.4):
+        for found in (weights(**{other: beside, name: 1.0}), weights(**{name: 1.0, other: beside})):
             assert found.keys() == alone.keys() and all(torch.equal(found[k], alone[k]) for k in alone)
 
 
