@@ -182,9 +182,8 @@ def _own_data(network: NetworkEncoder) -> Source:
     chosen = twice.read(spec.parent)["settings"]["data"] if spec.is_file() else {"name": "photos"}
     name, settings = chosen["name"], DataSpec.model_validate({key: chosen[key] for key in DataSpec.model_fields if key in chosen})
     if name == "photos" and not (network.channels == 3 and (network.any_range or (network.pixels.low, network.pixels.high) == (0, 255))):
-        raise SettingError(
-            f"--data must be given for {network.name}: images to compare on, of {network.channels} channels and the range it was trained on"
-        )
+        said = f"images to compare on, of {network.channels} channels and the range it was trained on"
+        raise SettingError(f"--data must be given for {network.name}: {said}")
     try:
         return open_data(name, settings=settings)
     except DataError as error:

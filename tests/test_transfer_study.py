@@ -227,7 +227,7 @@ def test_a_student_goes_on_with_the_threads_it_was_begun_with(module: Any, runs:
     begun = made.students.folder / "seed-0" / "hog"
     begun.mkdir(parents=True)
     (begun / "spec.json").write_text(json.dumps({"settings": {"training": {"threads": 5}}}))
-    with pytest.raises(FileExistsError):  # of the stub, which makes the folder
+    with pytest.raises(FileExistsError):  # the replaced trainer makes its folder anew
         made.all()
     assert [(r["name"], r["settings"]["training"]["threads"]) for r in runs] == [("hog", 5)]
     study(module, tmp_path, "--seeds", "0", "--arms", "bow-sift", "--threads", "2").all()
