@@ -236,7 +236,7 @@ def train(
         RunError: the run had to stop.
     """
     name, folder = data if isinstance(data, str) else title(data), None if out is None else Path(out).expanduser()
-    distributed.start(distributed.device_of(device or _recorded(folder)))
+    distributed.start(distributed.device_of(device or (_recorded(folder) if resume else None)))
     if folder is None or not (folder / "spec.json").exists():
         resolved = resolve(data, recipe_name=recipe, settings=settings, device=device)
         folder = folder or Path("runs") / f"{Path(name.partition('@')[0].rpartition(':')[2]).stem}-{resolved.spec.method.name}"
