@@ -17,6 +17,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "length": ("epochs", "encoder"),
     "steps": ("steps",),
     "grid": ("changed",),
+    "tried": ("idea",),
     "student": ("encoder", "parameters"),
 }
 """What tells the lines of an arm apart: a word of the arm's own name first, where it has one."""

@@ -11,6 +11,7 @@ and taken where they have the same epochs and the very same images, then in --ou
     length/SEED             powers of PCA of runs a quarter, a half, as long and twice as long as the members'
     steps/SEED              steps of the descent
     grid/NAME/SEED          the descent, one thing changed
+    tried/NAME/SEED         other ideas of what codes should be, of experiments/tried.py
     student/SEED            a feed-forward student of the ensemble, and one with a head a member
     transfer/NAME/SEED      maps of CIFAR-10, frozen, on other images, and the same combiners fitted to those; NAME is the last part of a DATA
 by default all. With --judge holdout an arm is measured on a fifth of the *training* images, to which no combiner is fitted (members, and students
@@ -30,10 +31,11 @@ import argparse
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,11 +44,13 @@ from experiments.cost import cost
 from experiments.hours import diverged, refuse, threads_of, usable
 from experiments.images import write_images
 from experiments.members import SETS, Members, finished
-from experiments.packed import halves, write_colour
+from experiments.packed import halves, write_colour, write_mirrored
+from experiments.tried import IDEAS, VIEWS
 from gnothi import ensemble, evaluate
 from gnothi.contracts import GnothiError, RunError, SettingError
 from gnothi.data import DataSpec
 from gnothi.encoders import load
+from gnothi.evaluate import paired
 from gnothi.evaluate.run import Split, measure, split, vectors_of
 from gnothi.files import write_text
 from gnothi.transfer import TransferSpec, transfer
@@ -149,11 +153,23 @@ class Study:
         missing, read = settings.pop("missing", None), settings.pop("read", "codes")
         features, rows = self.features(self.runs.of("mixed", int(seed))[:many], int(seed))
         made = ensemble.fit(features[0], combiner, seed=int(seed), **settings)
-        x, y = (made.transform([None if j == missing else own for j, own in enumerate(part)]) for part in features)
+        heard = [[None if j == missing else own for j, own in enumerate(part)] for part in features]
+        x, y = (made.transform(part) for part in heard)
         if read == "reconstruction":
             x, y = (reconstructed(made, codes) for codes in (x, y))
         about = {"exponent": made.record["exponent"], "seconds": made.record["seconds"], "loss": made.record["loss_by_member"]}
-        return [{**r, **about} for r in by_neighbours(name, x, y, rows, int(seed))]
+        return [{**r, **about} for r in by_neighbours(name, x, y, rows, int(seed), (features[0], heard))]
+
+    def tried(self, name: str, seed: str) -> list[dict[str, Any]]:
+        members, began = self.runs.of("mixed", int(seed)), time.monotonic()
+        features, rows = self.features(members, int(seed))
+        tensors = [[torch.from_numpy(np.asarray(x[:])) for x in part] for part in features]
+        if name in VIEWS:
+            mirrored, _ = self.features(members, int(seed), mirrored=True)
+            tensors = [[*own, *(torch.from_numpy(np.asarray(x[:])) for x in part)] for own, part in zip(tensors, mirrored, strict=True)]
+        x, y = (IDEAS | VIEWS)[name](*tensors, int(seed))
+        about = {"seconds": time.monotonic() - began}
+        return [{**r, **about} for r in by_neighbours(name, x, y, rows, int(seed), (features[0], features))]
 
     def student(self, seed: str) -> list[dict[str, Any]]:
         """Of the ensemble's own vectors, and of all members with a head each; beside members and ensemble, all of the same images and epochs."""
@@ -217,8 +233,14 @@ class Study:
     def cache(self) -> str:
         return str(self.runs.out / "features")
 
-    def features(self, members: list[str], seed: int) -> tuple[list[list[Any]], Split]:
-        rows = split(*self.judged(), DataSpec(), seed)
+    def features(self, members: list[str], seed: int, mirrored: bool = False) -> tuple[list[list[Any]], Split]:
+        """Of the rows that train and of those that ask, a list of the members each; of the same images mirrored, too."""
+        train, test = self.judged()
+        if mirrored:
+            file = self.runs.out / "mirrored.npz"
+            write_mirrored(self.runs.images, file)
+            train, test = f"{file}@train", test and f"{file}@test"
+        rows = split(train, test, DataSpec(), seed)
         opened = [load(name) for name in members]
         return [[vectors_of(e, part, self.cache, None) for e in opened] for part in (rows.train, rows.test)], rows
 
@@ -238,10 +260,29 @@ class Study:
         print(f"{key}: {words} after {time.monotonic() - began:.0f} s", flush=True)
 
 
-def by_neighbours(name: str, x: Tensor, y: Tensor, rows: Split, seed: int) -> list[dict[str, Any]]:
-    """Vectors of training and test rows by k-NN."""
-    vectors = [(name, x.numpy(), y.numpy())]
-    return [{"metric": word, **shown(r)} for word in NEAR for r in measure(MEASURES[word][0], vectors, rows, MEASURES[word][1], seed)]
+def by_neighbours(name: str, x: Tensor, y: Tensor, rows: Split, seed: int, members: Any = None) -> list[dict[str, Any]]:
+    """Vectors of training and test rows by k-NN.
+
+    Args:
+        name: of what made them.
+        x: [N, D] of the training rows.
+        y: [M, D] of the test rows.
+        rows: what they are of.
+        seed: of all that is random.
+        members: features to which PCA of equal width by a chosen power is fitted, and those of training and test rows: what stands beside.
+    """
+    found = []
+    for word in NEAR:
+        kind, options = MEASURES[word]
+        vectors = [(name, x.numpy(), y.numpy())]
+        if members is not None:
+            width = min(x.shape[1], sum(m.shape[1] for m in members[0]), len(members[0][0]) - 1)
+            control = ensemble.fit(members[0], "pca", power="holdout", width=width, labels=rows.train.labels, seed=seed, **options)
+            vectors.append(("pca", *(control.transform(part).numpy() for part in members[1])))
+        own, *others = measure(kind, vectors, rows, options, seed)
+        beside = {"paired_chosen": {"against": "PCA", **asdict(paired(own.correct, others[0].correct))}} if others else {}
+        found.append({"metric": word, **shown(own), "width": x.shape[1], **beside})
+    return found
 
 
 def reconstructed(made: ensemble.Ensemble, codes: Tensor) -> Tensor:
@@ -265,7 +306,16 @@ def known(results: Path) -> dict[str, Any]:
 def kinds(targets: Iterable[str]) -> list[str]:
     """Arms without their seed, in the order in which they are run."""
     tables = [f"table/{kind}" for kind in SETS if f"table/{kind}" not in ASKED]
-    return [*tables, *(f"transfer/{name}" for name in targets), "sweep", "length", "steps", "student", *(f"grid/{name}" for name in GRID)]
+    return [
+        *tables,
+        *(f"transfer/{name}" for name in targets),
+        "sweep",
+        "length",
+        "steps",
+        "student",
+        *(f"grid/{name}" for name in GRID),
+        *(f"tried/{name}" for name in IDEAS | VIEWS),
+    ]
 
 
 def named(transfer: Iterable[str]) -> dict[str, str]:

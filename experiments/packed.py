@@ -57,6 +57,14 @@ def write_photos(data: str, path: Path, size: int) -> None:
     _write(path, parts)
 
 
+def write_mirrored(images: Path, path: Path) -> None:
+    """Write an .npz of the same images mirrored left to right, unless it is there."""
+    if path.exists():
+        return
+    with np.load(images) as packed:
+        _write(path, {name: np.ascontiguousarray(part[:, :, ::-1]) if name.endswith("_images") else part for name, part in packed.items()})
+
+
 def _write(path: Path, parts: dict[str, Any]) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # by name, NumPy would add .npz

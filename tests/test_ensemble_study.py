@@ -100,9 +100,13 @@ def test_combiners_fitted_elsewhere_are_the_frozen_ones_of_a_hand(module: Any, s
 @pytest.mark.parametrize("name", ["default", "amortised, steps 5", "members 1", "first member missing when asked", "reconstruction"])
 def test_the_grid_changes_one_thing(module: Any, study: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
+    beside: list[tuple[Any, ...]] = []
     real = module.ensemble.fit
 
     def quick(features: Any, combiner: str, **settings: Any) -> Any:
+        if combiner == "pca":
+            beside.append((len(features), settings["width"], settings["power"], settings["k"]))
+            return real(features, combiner, **settings)
         asked.append((len(features), combiner, settings))
         return real(features, combiner, **settings, epochs=1, hidden=8)
 
@@ -112,6 +116,24 @@ def test_the_grid_changes_one_thing(module: Any, study: Any, name: str, monkeypa
     expected = {"default": (2, "descent", {}), "amortised, steps 5": (2, "amortised", {"steps": 5}), "members 1": (1, "descent", {})}
     many, combiner, settings = expected.get(name, (2, "descent", {}))
     assert asked == [(many, combiner, {"seed": 0, **settings})]
+    width = min(rows[0]["width"], 239)
+    assert beside == [(many, width, "holdout", 20), (many, width, "holdout", 200)]  # of the same members, at equal width
+    assert all(r["paired_chosen"]["against"] == "PCA" for r in rows)
+
+
+def test_ideas_are_asked_of_members_and_of_mirrored_images_where_they_say_so(module: Any, study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """hog and colour of mirrored images by hand, for the same rows."""
+    asked: list[list[list[torch.Tensor]]] = []
+    monkeypatch.setitem(module.IDEAS, "own", lambda train, test, seed: asked.append([train, test]) or (train[0], test[0]))
+    monkeypatch.setitem(module.VIEWS, "both", lambda train, test, seed: asked.append([train, test]) or (train[2], test[2]))
+    rows = [*study.tried("own", "1"), *study.tried("both", "1")]
+    assert [r["metric"] for r in rows] == ["knn 20", "knn 200"] * 2 and all("paired_chosen" in r and r["n"] == 60 for r in rows)
+    (own, tested), (both, mirrored) = asked
+    assert [len(x) for x in (*own, *tested, *both, *mirrored)] == [240] * 2 + [60] * 2 + [240] * 4 + [60] * 4
+    assert torch.equal(own[1], both[1]) and torch.equal(tested[0], mirrored[0])
+    _, parts = study.features(["hog"], 1)
+    turned = torch.stack([parts.test.source.image(int(row)).flip(2) for row in parts.test.rows])
+    np.testing.assert_allclose(mirrored[2].numpy(), load("hog").embed(turned).numpy(), atol=1e-6)
 
 
 def test_codes_without_a_member_and_reconstructions_are_others_than_codes(study: Any) -> None:
@@ -209,7 +231,8 @@ def test_what_is_done_is_not_done_again_and_every_seed_has_every_arm(module: Any
         replace(study, judge=judge).run("sweep/0")
     assert calls == ["0", "0"] and set(arms(study)) == {"sweep/0@holdout", "sweep/0"}
     named = module.kinds(["b"])
-    assert len(named) == len(set(named)) == 4 + 1 + 4 + len(module.GRID) and "transfer/b" in named and "table/vit" not in named
+    ideas = module.IDEAS | module.VIEWS
+    assert len(named) == len(set(named)) == 4 + 1 + 4 + len(module.GRID) + len(ideas) and "transfer/b" in named and "table/vit" not in named
     assert all(len(name.split("/")) in (1, 2) for name in named)
 
 

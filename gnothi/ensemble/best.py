@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gnothi.contracts import DataError
 from gnothi.data import holdout
-from gnothi.ensemble.closed import ChoiceSpec, Linear, MemberSpec, PCASpec, member, pca
+from gnothi.ensemble.closed import ChoiceSpec, Linear, MemberSpec, PCASpec, chosen_width, member, pca
 from gnothi.ensemble.members import Features, rows_of, some_rows, unit
 from gnothi.evaluate.linear import Rows
 from gnothi.evaluate.nearest import predict
@@ -77,9 +77,10 @@ def powered(features: Features, spec: PCASpec, known: Known) -> Linear:
     if rows is None:
         raise DataError("power=holdout needs labels of at least two classes, these images have none; power=0.25 needs none")
     kept, held = ([rows_of(x, torch.from_numpy(r)) for x in features] for r in rows)
+    width = min(chosen_width(spec.width, features), len(kept[0]) - 1)  # fewer rows have fewer components
     found = {}
     for power in POWERS:
-        made = pca(kept, spec.model_copy(update={"power": power}))
+        made = pca(kept, spec.model_copy(update={"power": power, "width": width}))
         found[power] = accuracy(made.transform(kept), made.transform(held), rows, spec, known)
     power = max(found, key=lambda p: found[p])
     made = pca(features, spec.model_copy(update={"power": power}))

@@ -279,6 +279,15 @@ def test_the_power_is_that_whose_neighbours_name_held_out_labels() -> None:
     assert chosen[19] == 0 and chosen[0] >= 0.5
 
 
+def test_a_power_is_chosen_for_a_width_that_fewer_rows_do_not_have() -> None:
+    """The rows that are left when some are held out have fewer components than all; too many for all are refused by their number."""
+    labels = torch.arange(30) % 2
+    features = [torch.randn(30, 40, generator=generator(0, "wide")) + 3 * labels[:, None]]
+    assert fit(features, "pca", power="holdout", labels=labels.numpy(), width=29).width == 29
+    with pytest.raises(SettingError, match="width must be at most 29, the components of 30 images"):
+        fit(features, "pca", power="holdout", labels=labels.numpy(), width=30)
+
+
 def test_a_power_cannot_be_chosen_without_labels() -> None:
     with pytest.raises(DataError, match="power=holdout needs labels of at least two classes"):
         fit(drawn(), "pca", power="holdout")
