@@ -8,6 +8,8 @@ seed each, and SimCLR with further seeds, in folders METHOD-SEED. They are looke
 and taken where they have the same epochs and the very same images, then in --out, where they are trained if they are in neither. An arm is
     table/SET/SEED          every combiner; SET is mixed, seeds, alone, crafted, or vit: the mixed ones as micro ViTs, only where it is asked
     sweep/SEED              powers of PCA: of each member alone, and of all together
+    floor/NAME/SEED         how far weak directions are blown up: PCA by flat powers and several floors, of one member and of all together, on those
+                            images or, with NAME "own", on CIFAR-10
     length/SEED             powers of PCA of runs a quarter, a half, as long and twice as long as the members'
     steps/SEED              steps of the descent
     grid/NAME/SEED          the descent, one thing changed
@@ -28,6 +30,7 @@ member on one core.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -59,6 +62,10 @@ ASKED = ("table/vit",)
 """Arms that are run only where they are asked."""
 COMBINERS = ensemble.ALL
 STEPS = (0, 1, 5, 20, 100, 500)
+OWN = "own"
+"""The images of the members, where other images have names."""
+FLOORS = (0.0, 0.25), (1e-4, 0.03, 0.1, 0.3, 1.0)
+"""Powers, and parts of the mean variance to which lesser variances are raised."""
 LENGTHS = (0.25, 0.5, 1.0, 2.0)
 """Of the members' training."""
 MEASURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -126,6 +133,17 @@ class Study:
         sets = {Path(m).name: [m] for m in members} | {"together": members}
         return [{"of": name, **r} for name, own in sets.items() for r in self.compared(own, int(seed), ("pca",))]
 
+    def floor(self, name: str, seed: str) -> list[dict[str, Any]]:
+        members, found = self.runs.of("mixed", int(seed)), []
+        data = self.judged() if name == OWN else (self.target(name), None)
+        for of, own in {"one member": members[:1], "together": members}.items():
+            features, rows = self.features(own, int(seed), data)
+            for power, floor in itertools.product(*FLOORS):
+                made = ensemble.fit(features[0], "pca", power=power, floor=floor)
+                x, y = (made.transform(part) for part in features)
+                found += [{"of": of, "power": power, "floor": floor, **r} for r in by_neighbours("pca", x, y, rows, int(seed))]
+        return found
+
     def length(self, seed: str) -> list[dict[str, Any]]:
         """Runs of their own: only the last checkpoint of one has a rate that fell to nothing, and statistics of its last weights."""
         found = []
@@ -165,7 +183,7 @@ class Study:
         features, rows = self.features(members, int(seed))
         tensors = [[torch.from_numpy(np.asarray(x[:])) for x in part] for part in features]
         if name in VIEWS:
-            mirrored, _ = self.features(members, int(seed), mirrored=True)
+            mirrored, _ = self.features(members, int(seed), self.mirrored())
             tensors = [[*own, *(torch.from_numpy(np.asarray(x[:])) for x in part)] for own, part in zip(tensors, mirrored, strict=True)]
         x, y = (IDEAS | VIEWS)[name](*tensors, int(seed))
         about = {"seconds": time.monotonic() - began}
@@ -233,14 +251,15 @@ class Study:
     def cache(self) -> str:
         return str(self.runs.out / "features")
 
-    def features(self, members: list[str], seed: int, mirrored: bool = False) -> tuple[list[list[Any]], Split]:
-        """Of the rows that train and of those that ask, a list of the members each; of the same images mirrored, too."""
-        train, test = self.judged()
-        if mirrored:
-            file = self.runs.out / "mirrored.npz"
-            write_mirrored(self.runs.images, file)
-            train, test = f"{file}@train", test and f"{file}@test"
-        rows = split(train, test, DataSpec(), seed)
+    def mirrored(self) -> tuple[str, str | None]:
+        """What trains and what asks, of the same images mirrored."""
+        file = self.runs.out / "mirrored.npz"
+        write_mirrored(self.runs.images, file)
+        return f"{file}@train", f"{file}@test" if self.judge == "test" else None
+
+    def features(self, members: list[str], seed: int, data: tuple[str, str | None] | None = None) -> tuple[list[list[Any]], Split]:
+        """Of the rows that train and of those that ask, a list of the members each."""
+        rows = split(*(data or self.judged()), DataSpec(), seed)
         opened = [load(name) for name in members]
         return [[vectors_of(e, part, self.cache, None) for e in opened] for part in (rows.train, rows.test)], rows
 
@@ -309,6 +328,7 @@ def kinds(targets: Iterable[str]) -> list[str]:
     return [
         *tables,
         *(f"transfer/{name}" for name in targets),
+        *(f"floor/{name}" for name in (OWN, *targets)),
         "sweep",
         "length",
         "steps",

@@ -136,6 +136,21 @@ def test_ideas_are_asked_of_members_and_of_mirrored_images_where_they_say_so(mod
     np.testing.assert_allclose(mirrored[2].numpy(), load("hog").embed(turned).numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["own", "grey"])
+def test_floors_are_those_of_a_hand(module: Any, study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Of one member and of both, on the images of the members and on others."""
+    monkeypatch.setattr(module, "FLOORS", ((0.25,), (0.01, 1.0)))
+    toy(tmp_path / "grey", 250, ())
+    rows = study.floor(name, "0")
+    assert [(r["of"], r["floor"]) for r in rows] == [(of, f) for of in ("one member", "together") for f in (0.01, 0.01, 1.0, 1.0)]
+    images = study.runs.images if name == "own" else tmp_path / "out" / "grey-colour.npz"
+    parts = module.split(f"{images}@train", None, module.DataSpec(), 0)
+    features = [[load("hog").embed_source(p.source, p.rows)] for p in (parts.train, parts.test)]
+    made = fit(features[0], "pca", power=0.25, floor=1.0)
+    x, y = (made.transform(part) for part in features)
+    assert rows[2]["value"] == evaluate.knn(x, parts.train.labels, y, parts.test.labels, 20, 0.1).value
+
+
 def test_codes_without_a_member_and_reconstructions_are_others_than_codes(study: Any) -> None:
     values = {name: study.grid(name, "0")[0] for name in ("default", "first member missing when asked", "reconstruction")}
     assert len({(r["value"], r["protocol"][:20]) for r in values.values()}) > 1
@@ -232,7 +247,7 @@ def test_what_is_done_is_not_done_again_and_every_seed_has_every_arm(module: Any
     assert calls == ["0", "0"] and set(arms(study)) == {"sweep/0@holdout", "sweep/0"}
     named = module.kinds(["b"])
     ideas = module.IDEAS | module.VIEWS
-    assert len(named) == len(set(named)) == 4 + 1 + 4 + len(module.GRID) + len(ideas) and "transfer/b" in named and "table/vit" not in named
+    assert len(named) == len(set(named)) == 4 + 1 + 2 + 4 + len(module.GRID) + len(ideas) and "transfer/b" in named and "table/vit" not in named
     assert all(len(name.split("/")) in (1, 2) for name in named)
 
 
