@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.apart import apart
+from benchmarks.apart import Failures, apart
 from gnothi import ensemble
 from gnothi.ensemble.descent import ROWS
 from gnothi.files import write_text
@@ -151,14 +151,22 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(**json.loads(given.one))))
         return
-    found = []
+    known, failures = {r["n"]: r for r in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}, Failures()
     print(f"{'images':>9}{'fit':>10}{'epochs':>8}{'memory':>12}{'descent':>14}{'of products':>13}{'(processor)':>13}{'of the whole':>14}{'load':>7}")
     for n in given.sizes:
-        f = apart("ensemble", {"n": n})
-        found.append({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in f.items()})
-        line = f"{n:>9,}{f['fit']:>8.1f} s{f['epochs']:>8}{f['memory'] / 2**20:>8.0f} MiB{1000 * f['descent']:>8.3f} ms/im"
-        print(f"{line}{f['share of the products']:>13.2f}{f['by processor']:>13.2f}{f['share of the whole']:>14.2f}{f['load']:>7.1f}", flush=True)
-        write_text(RESULTS, json.dumps(found, indent=1) + "\n")
+        with failures.heard(f"{n} images"):
+            f = apart("ensemble", {"n": n})
+            known[n] = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in f.items()}
+            show(f)
+            write_text(RESULTS, json.dumps([known[k] for k in sorted(known)], indent=1) + "\n")
+    failures.said()
+
+
+def show(f: dict[str, Any]) -> None:
+    """A line of the table."""
+    n = f["n"]
+    line = f"{n:>9,}{f['fit']:>8.1f} s{f['epochs']:>8}{f['memory'] / 2**20:>8.0f} MiB{1000 * f['descent']:>8.3f} ms/im"
+    print(f"{line}{f['share of the products']:>13.2f}{f['by processor']:>13.2f}{f['share of the whole']:>14.2f}{f['load']:>7.1f}", flush=True)
 
 
 if __name__ == "__main__":

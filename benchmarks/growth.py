@@ -1,6 +1,6 @@
 """How the cost grows: with the number of images, the number of crops, and the batch.
 
-    python -m benchmarks.growth
+    python -m benchmarks.growth [--missing]
 
 Synthetic images of 32 px, micro ResNet. Every row runs in a process of its own, which finds its images written. Writes
 benchmarks/results/growth.json.
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.apart import apart
+from benchmarks.apart import Failures, apart
 from benchmarks.step import write_data
 from gnothi import pretrain
 from gnothi.files import write_text
@@ -83,6 +83,7 @@ def measure(row: dict[str, Any], data: str) -> dict[str, Any]:
         "step": round(step, 4),
         "images/s": round(row.get("batch", 128) / step, 1),
         "memory": peak(resolved.device),
+        "steps": len(times),
     }
 
 
@@ -99,21 +100,25 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--missing", action="store_true", help="only rows that do not stand in the results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     if given.one:
         print(json.dumps(measure(**json.loads(given.one))))
         return
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    known, failures = json.loads(RESULTS.read_text()) if RESULTS.exists() else [], Failures()
     print(f"{'grows':<20}{'images':>10}{'crops':>7}{'batch':>7}{'first step':>12}{'step':>10}{'images/s':>10}{'memory':>12}")
     for row in ROWS:
-        with tempfile.TemporaryDirectory() as folder:
+        if given.missing and _key(row) in map(_key, known):
+            continue
+        with failures.heard(str(row)), tempfile.TemporaryDirectory() as folder:
             f = apart("growth", {"row": row, "data": str(write_images(Path(folder), row))})
-        known = replaced(known, f)
-        crops, batch = 2 + f.get("local", 0), f.get("batch", 128)
-        line = f"{f['grows']:<20}{f['n']:>10,}{crops:>7}{batch:>7}{f['first step']:>10.2f} s{f['step']:>8.3f} s{f['images/s']:>10.0f}"
-        print(f"{line}{f['memory'] / 2**20:>8.0f} MiB", flush=True)
-        write_text(RESULTS, json.dumps(known, indent=1) + "\n")
+            known = replaced(known, f)
+            crops, batch = 2 + f.get("local", 0), f.get("batch", 128)
+            line = f"{f['grows']:<20}{f['n']:>10,}{crops:>7}{batch:>7}{f['first step']:>10.2f} s{f['step']:>8.3f} s{f['images/s']:>10.0f}"
+            print(f"{line}{f['memory'] / 2**20:>8.0f} MiB", flush=True)
+            write_text(RESULTS, json.dumps(known, indent=1) + "\n")
+    failures.said()
 
 
 if __name__ == "__main__":

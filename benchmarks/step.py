@@ -1,12 +1,14 @@
 """How near the real step comes to the bare one, and how far ahead of lightly's pipeline it is: ratios in one run.
 
-    python -m benchmarks.step [--steps N] [NAME ...]
+    python -m benchmarks.step [--steps N] [--missing] [NAME ...]
 
 Bare: forward, backward and optimiser on views that are ready. Real: the Learner's step with views, checks and, as often as in a whole run of these
 images, a line of metrics. lightly: its transforms, its loader and its loss in a plain loop, for the same method (SimCLR), backbone and batch. Every
-case runs in a process of its own, one after the other, lightly's after ours of the same backbone: what else the machine does meanwhile is in their
+case runs in a process of its own, one after the other, lightly's right after ours of the same kind: what else the machine does meanwhile is in their
 ratios. Within a process bare and real steps on images in memory alternate. All seconds are means over steps. Loader processes take threads from the
-step that they feed, so the bare step of a folder is also timed with all of them. `x lightly` is how many times as many images a second a case does as
+step that they feed, so the bare step of a folder is also timed with all of them; lightly has all threads beside 0, 1 or 2 loaders, whichever is
+fastest in a short trial, and reads on without an epoch's end. Threads wait without spinning, lightly's too. Memory is the peak of the main process.
+With --missing, cases that stand in the results are left out. `x lightly` is how many times as many images a second a case does as
 lightly with its defaults (fp32, plain memory format), and as lightly at the same precision and memory format where that is a case. Writes
 benchmarks/results/step.json.
 """
@@ -15,10 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.apart import apart
+from benchmarks.apart import Failures, apart
 from gnothi import pretrain
 from gnothi.contracts import Step
 from gnothi.data.photos import photo_tiles
@@ -39,10 +42,12 @@ from gnothi.training.learner import Learner
 RESULTS = Path(__file__).parent / "results" / "step.json"
 WARM = 5
 """Steps before the clock starts."""
-PROBE = 12
+PROBE = 6
 """Steps of a trial."""
 BARE = ("forward", "backward", "optimiser")
 """Parts of the bare step."""
+SHARES = {"views": 8, **{name: len(name) + 2 for name in BARE}}
+"""Parts of the real step, with how wide their columns are."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +73,21 @@ class Case:
 
 CASES = (
     Case("micro-resnet"),
+    Case("micro-resnet lightly bf16", who="lightly", precision="bf16"),
     Case("micro-resnet fp32", precision="fp32"),
+    Case("micro-resnet lightly channels last", who="lightly", precision="fp32"),
     Case("micro-resnet fp32 plain", precision="fp32", channels_last=False),
+    Case("micro-resnet lightly", who="lightly", precision="fp32", channels_last=False),
     Case("micro-resnet compiled", compile=True),
     Case("micro-resnet not fused", fused=False),
     Case("micro-resnet views apart", joint=False),
     Case("micro-resnet channels first", channels_last=False),
     Case("micro-resnet none of these", fused=False, joint=False, channels_last=False),
-    Case("micro-resnet lightly", who="lightly", precision="fp32", channels_last=False),
-    Case("micro-resnet lightly channels last", who="lightly", precision="fp32"),
-    Case("micro-resnet lightly bf16", who="lightly", precision="bf16"),
     Case("micro-vit", backbone="micro-vit"),
     Case("resnet18", backbone="resnet18", steps=20),
     Case("resnet18 lightly", who="lightly", backbone="resnet18", precision="fp32", channels_last=False, steps=8),
     Case("micro-resnet folder", data="folder"),
-    Case("micro-resnet folder lightly", who="lightly", data="folder", precision="fp32", channels_last=False),
+    Case("micro-resnet folder lightly", who="lightly", data="folder", precision="fp32", channels_last=False, steps=30),
 )
 
 
@@ -127,12 +132,20 @@ def ours(case: Case, data: Path) -> dict[str, float]:
         for name, seconds in zip(BARE, (forward - began, backward - forward, clock(resolved.device) - backward), strict=True):
             into[name].append(seconds)
 
+    def waited(number: int) -> Any:
+        """Views of a step, timed: what loader processes have not made ready, and what is left to do."""
+        began = clock(resolved.device)
+        found = views(number)
+        marks["views"].append(clock(resolved.device) - began)
+        return found
+
     if case.data == "folder":  # loader processes go on reading while other steps run, so each kind has its own stretch
+        learner.batches = waited  # type: ignore[assignment]
         measure_stretch(learner.step, marks["real"], case.steps, resolved.device)
         views.close()
-        measure_stretch(bare, [], case.steps // 2, resolved.device)
+        measure_stretch(bare, [], case.steps // 5, resolved.device)
         torch.set_num_threads(resolved.threads + resolved.workers)
-        measure_stretch(lambda: bare(wide), [], case.steps // 2, resolved.device)
+        measure_stretch(lambda: bare(wide), [], case.steps // 5, resolved.device)
     else:
         for number in range(case.steps + WARM):
             bare()
@@ -153,8 +166,8 @@ def measure_stretch(action: Callable[[], object], into: list[float], steps: int,
 
 
 # ---- lightly -------------------------------------------------------------------------------------
-def lightlys(case: Case, data: Path, workers: int) -> dict[str, float]:
-    """Seconds of lightly's real and bare step for the same method, backbone and batch."""
+def lightlys(case: Case, data: Path, workers: int, trial: bool = False) -> dict[str, float]:
+    """Seconds of lightly's real and bare step for the same method, backbone and batch; of a trial the real one only."""
     from experiments import lightly_recipes as lightly
     from gnothi.models import backbone as backbones
     from gnothi.models.backbone import BackboneSpec
@@ -166,17 +179,21 @@ def lightlys(case: Case, data: Path, workers: int) -> dict[str, float]:
         model.to(memory_format=torch.channels_last)
     optimiser = lightly.optimiser("simclr", model)
     pictures: Any = np.load(data) if case.data == "memory" else lightly.Files(sorted(data.iterdir()))
-    source = endless(lightly.loader(pictures, "simclr", case.batch, workers, size))
+    source = iter(lightly.loader(pictures, "simclr", case.batch, workers, size, steps=2 * (case.steps + WARM)))
     real: list[float] = []
 
+    def views() -> list[torch.Tensor]:
+        return [v.contiguous(memory_format=torch.channels_last) if case.channels_last else v for v in next(source)]
+
     def step() -> None:
-        views = [v.contiguous(memory_format=torch.channels_last) if case.channels_last else v for v in next(source)]
         optimiser.zero_grad()
-        loss(views).backward()
+        loss(views()).backward()
         optimiser.step()
 
     measure_stretch(step, real, case.steps, torch.device("cpu"))
-    ready, bare = next(source), []
+    if trial:
+        return {"real": statistics.fmean(real[WARM:])}
+    ready, bare = views(), []
 
     def on_ready() -> None:
         optimiser.zero_grad()
@@ -186,12 +203,6 @@ def lightlys(case: Case, data: Path, workers: int) -> dict[str, float]:
     measure_stretch(on_ready, bare, max(8, case.steps // 4), torch.device("cpu"))
     found = {"real": statistics.fmean(real[WARM:]), "bare": statistics.fmean(bare[WARM:]), "memory": peak(torch.device("cpu"))}
     return {**found, "threads": torch.get_num_threads(), "workers": workers}
-
-
-def endless(loader: Any) -> Iterator[Any]:
-    """Batches of a loader, epoch after epoch."""
-    while True:
-        yield from loader
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -214,19 +225,19 @@ def child(case: Case, data: Path) -> dict[str, Any]:
     if case.who == "gnothi":
         return timed(case, data, 0)
     trial = replace(case, steps=min(case.steps, PROBE))
-    best = min((0, 1, 2), key=lambda workers: timed(trial, data, workers)["real"])
+    best = min((0, 1, 2), key=lambda workers: timed(trial, data, workers, trial=True)["real"])
     return timed(case, data, best)
 
 
-def timed(case: Case, data: Path, workers: int) -> dict[str, Any]:
+def timed(case: Case, data: Path, workers: int, trial: bool = False) -> dict[str, Any]:
     """A case in a process of its own."""
-    return apart("step", {"case": asdict(case), "data": str(data), "workers": workers})
+    return apart("step", {"case": asdict(case), "data": str(data), "workers": workers, "trial": trial})
 
 
-def measure(case: dict[str, Any], data: str, workers: int) -> dict[str, float]:
+def measure(case: dict[str, Any], data: str, workers: int, trial: bool = False) -> dict[str, float]:
     """Seconds and bytes of a case, ours or lightly's."""
     one = Case(**case)
-    return ours(one, Path(data)) if one.who == "gnothi" else lightlys(one, Path(data), workers)
+    return ours(one, Path(data)) if one.who == "gnothi" else lightlys(one, Path(data), workers, trial)
 
 
 def over_lightly(row: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -247,26 +258,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="cases; by default all")
     parser.add_argument("--steps", type=int, help="instead of each case's own number")
+    parser.add_argument("--missing", action="store_true", help="only cases that do not stand in the results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(measure(**json.loads(given.one))))
         return
+    failures = Failures()
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder))
         known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        print(f"{'case':<36}{'bare / real':>12}{'views':>8}{'forward':>9}{'backward':>10}{'step':>10}{'images/s':>10}{'memory':>10}")
+        print(f"{'case':<36}{'bare / real':>12}{''.join(f'{k:>{w}}' for k, w in SHARES.items())}{'step':>10}{'images/s':>10}{'memory':>10}")
         for case in CASES:
-            if not given.names or case.name in given.names:
-                case = replace(case, steps=given.steps or case.steps)
-                f = child(case, data[case.data])
+            if given.names and case.name not in given.names or given.missing and case.name in known:
+                continue
+            case = replace(case, steps=given.steps or case.steps)
+            with failures.heard(case.name):
+                f = {**child(case, data[case.data]), "load": os.getloadavg()[0]}
                 known = kept(known | {case.name: {**asdict(case), **f}})
-                shares = "".join(f"{f[k] / f['real']:>{w}.3f}" if k in f else " " * w for k, w in (("views", 8), ("forward", 9), ("backward", 10)))
+                shares = "".join(f"{f[k] / f['real']:>{w}.3f}" if k in f else " " * w for k, w in SHARES.items())
                 line = f"{case.name:<36}{f['bare'] / f['real']:>12.3f}{shares}{f['real']:>8.3f} s{case.batch / f['real']:>10.0f}"
                 print(f"{line}{f['memory'] / 2**20:>6.0f} MiB", flush=True)
                 write_text(RESULTS, json.dumps(known, indent=1) + "\n")
         for name, row in known.items():
             print(f"{name:<36}" + "".join(f"{times:>8.2f} x lightly {kind}" for kind, times in row.get("lightly", {}).items()))
+    failures.said()
 
 
 if __name__ == "__main__":

@@ -170,12 +170,11 @@ def _took(command: dict[str, Any]) -> str:
 # ---- speed ---------------------------------------------------------------------------------------
 def step() -> str:
     rows = results("step", "benchmarks")
-    heads = (
-        "precision | steps | images/s | of the bare step | bare / real | views | forward | backward | x lightly's defaults | x lightly alike | memory"
-    )
-    lines = [f"| case | {heads} |", "|" + "---|" * 12]
+    parts, times = "views | forward | backward | optimiser", "x lightly's defaults | x lightly alike"
+    heads = f"precision | steps | images/s | of the bare step | bare / real | {parts} | {times} | memory"
+    lines = [f"| case | {heads} |", "|" + "---|" * 13]
     for name, r in rows.items():
-        shares = " | ".join(f"{r[k] / r['real']:.2f}" if k in r else "" for k in ("views", "forward", "backward"))
+        shares = " | ".join(f"{r[k] / r['real']:.2f}" if k in r else "" for k in ("views", "forward", "backward", "optimiser"))
         times = " | ".join(f"{r['lightly'][k]:.2f}" if k in r.get("lightly", {}) else "" for k in ("defaults", "alike"))
         wide = f" ({r['bare all threads'] / r['real']:.3f} with all threads)" if "bare all threads" in r else ""
         about = f"| {name} | {r.get('precision') or ''} | {r['steps']} | {r['batch'] / r['real']:.0f} | {r['batch'] / r['bare']:.0f}"

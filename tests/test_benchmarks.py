@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import signal
 import subprocess
@@ -196,7 +197,7 @@ def test_a_case_stands_beside_lightly_s_defaults_and_beside_lightly_alike() -> N
     real = {"micro-resnet": 0.1, "micro-resnet fp32": 0.2, "micro-resnet lightly": 0.5, "micro-resnet lightly bf16": 0.3, "resnet18": 0.1}
     known = {name: {**asdict(of[name]), "real": real[name], "precision": of[name].precision or "bf16"} for name in reversed(real)}
     found = kept(known)
-    assert list(found) == ["micro-resnet", "micro-resnet fp32", "micro-resnet lightly", "micro-resnet lightly bf16", "resnet18"]
+    assert list(found) == ["micro-resnet", "micro-resnet lightly bf16", "micro-resnet fp32", "micro-resnet lightly", "resnet18"]
     assert {name: row.get("lightly") for name, row in found.items()} == {
         "micro-resnet": {"defaults": 5.0, "alike": 3.0},
         "micro-resnet fp32": {"defaults": 2.5},
@@ -238,3 +239,52 @@ def test_seconds_of_a_step_are_means_as_lightly_s_are(tmp_path: Path, monkeypatc
     monkeypatch.setattr(step, "seconds_of", lambda action, device: next(seconds))
     found = step.ours(replace(step.CASES[0], batch=8, steps=3), tmp_path / "noise.npy")
     assert (found["real"], found["views"]) == (2.0, 1.0)
+
+
+# ---- all of them ---------------------------------------------------------------------------------
+def test_a_case_that_fails_is_said_at_the_end_and_the_others_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from benchmarks import ensemble
+    from benchmarks.apart import Failed
+
+    def apart(benchmark: str, case: dict[str, Any]) -> dict[str, Any]:
+        if case["n"] == 2:
+            raise Failed("no memory")
+        shares = {"share of the products": 0.7, "by processor": 0.8, "share of the whole": 0.1}
+        return {"n": case["n"], "fit": 1.0, "epochs": 3, "memory": 2**20, "descent": 0.001, **shares, "load": 0.5}
+
+    monkeypatch.setattr(ensemble, "apart", apart)
+    monkeypatch.setattr(ensemble, "RESULTS", tmp_path / "ensemble.json")
+    (tmp_path / "ensemble.json").write_text('[{"n": 9}]')
+    monkeypatch.setattr(sys, "argv", ["ensemble", "1", "2", "3"])
+    with pytest.raises(SystemExit, match="failed: 2 images"):
+        ensemble.main()
+    assert [row["n"] for row in json.loads((tmp_path / "ensemble.json").read_text())] == [1, 3, 9]  # what stood there stays
+    assert "no memory" in capsys.readouterr().err
+
+
+def test_only_rows_that_are_missing_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import growth
+
+    asked: list[dict[str, Any]] = []
+
+    def apart(benchmark: str, case: dict[str, Any]) -> dict[str, Any]:
+        asked.append(case["row"])
+        return {**case["row"], "first step": 1.0, "step": 1.0, "images/s": 1.0, "memory": 2**20}
+
+    monkeypatch.setattr(growth, "apart", apart)
+    monkeypatch.setattr(growth, "write_images", lambda folder, row: folder)
+    monkeypatch.setattr(growth, "RESULTS", tmp_path / "growth.json")
+    (tmp_path / "growth.json").write_text(json.dumps([{**row, "step": 7.0} for row in growth.ROWS[2:]]))
+    growth.main(["--missing"])
+    assert asked == list(growth.ROWS[:2])
+    assert [row["step"] for row in json.loads((tmp_path / "growth.json").read_text())] == [1.0, 1.0] + [7.0] * (len(growth.ROWS) - 2)
+
+
+def test_lightly_reads_on_without_an_epoch_s_end_and_small_images_are_not_blurred() -> None:
+    pytest.importorskip("lightly")
+    from experiments import lightly_recipes as lightly
+
+    images = torch.randint(256, (20, 32, 32, 3), generator=generator(0, "images"), dtype=torch.uint8).numpy()
+    assert len(list(lightly.loader(images, "simclr", 8))) == 2 and len(list(lightly.loader(images, "simclr", 8, steps=7))) == 7
+    blurs = {size: lightly.transform("simclr", size).transforms[0].transform.transforms[6].prob for size in (32, 96)}
+    assert blurs == {32: 0.0, 96: 0.5}

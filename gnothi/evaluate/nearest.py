@@ -21,6 +21,8 @@ WIDEST = 1 << 16
 """Training rows of a block."""
 TALLEST = 256
 """Test rows of a product. Processes divide a search into whole products, so that each stays what it was, to the last bit."""
+LOOKED_AT = 4096
+"""Rows that are looked through for numbers that are not finite at a time: the look takes as much room as the rows."""
 GROUP = 16
 """Columns of which only the largest is looked at first."""
 DISTANCES = {
@@ -155,11 +157,7 @@ def neighbours(
         rows [M, k] int64, nearest first, equal ones by row number; and closeness [M, k] float64: similarity, product, or minus the distance.
     """
     device = train.device if isinstance(train, Tensor) else torch.device("cpu")
-    wide = min(len(train), WIDEST)
-    tall = max(1, memory // 2 // (12 * wide + (16 * k * train.shape[1] if distance == "euclidean" else 0)))  # rows of a product
-    held = max(1, memory // 2 // (8 * (train.shape[1] + 6 * k)))  # rows whose best are kept while all training rows pass by
-    tall = min(tall, held, TALLEST)
-    held = held // tall * tall
+    tall, held, wide = sizes(len(train), train.shape[1], k, distance, memory)
     first, last = _share(len(test), tall) if shared else (0, len(test))
     rows, values = np.empty((len(test), k), dtype=np.int64), np.empty((len(test), k))
     for start in range(first, last, held):
@@ -174,6 +172,7 @@ def neighbours(
                 if leave_one_out:
                     _hide_own(near, start + part.start, at)
                 best.merge(part, *_top(near, min(k, near.shape[1])), at)
+            del theirs, near  # two blocks of training rows would not fit the bound together
         here = slice(start, start + len(mine))
         rows[here], values[here] = best.rows.cpu().numpy(), best.values.cpu().numpy()
         if distance == "euclidean":
@@ -182,6 +181,19 @@ def neighbours(
     if shared:
         rows, values = (distributed.join(torch.from_numpy(found[first:last])).numpy() for found in (rows, values))
     return rows, values
+
+
+def sizes(n: int, width: int, k: int, distance: str = "cosine", memory: int = MEMORY) -> tuple[int, int, int]:
+    """How a search among n rows of so many numbers is divided to keep within its memory.
+
+    Returns:
+        test rows of a product; test rows whose best are kept while all training rows pass by; training rows of a block.
+    """
+    wide = max(1, min(n, WIDEST, memory // 2 // (4 * width)))
+    tall = max(1, memory // 2 // (12 * wide + (16 * k * width if distance == "euclidean" else 0)))
+    held = max(1, memory // 2 // (8 * (width + 6 * k)))
+    tall = min(tall, held, TALLEST)
+    return tall, held // tall * tall, wide
 
 
 def _share(n: int, tall: int) -> tuple[int, int]:
@@ -249,10 +261,12 @@ def _minus_distances(train: Array, mine: Tensor, rows: np.ndarray, device: torch
 def _features(x: Array, start: int, stop: int, device: torch.device, distance: str) -> Tensor:
     block = x[start:stop] if isinstance(x, Tensor) else torch.from_numpy(np.array(x[start:stop]))
     block = block.to(device, torch.float64 if block.dtype == torch.float64 else torch.float32)
-    if not torch.isfinite(block).all():
-        broken = int((~torch.isfinite(block).all(dim=1)).nonzero()[0]) + start
-        raise DataError(f"features must be finite numbers, row {broken} is not")
-    return F.normalize(block, dim=1) if distance == "cosine" else block
+    for at, part in enumerate(block.split(LOOKED_AT)):
+        if not (finite := torch.isfinite(part).all(dim=1)).all():
+            raise DataError(f"features must be finite numbers, row {int((~finite).nonzero()[0]) + at * LOOKED_AT + start} is not")
+    if distance != "cosine":
+        return block
+    return F.normalize(block, dim=1, out=None if isinstance(x, Tensor) else block)  # what was read from an array is a copy of our own
 
 
 def labels_of(x: Array, labels: Array, what: str) -> np.ndarray:
