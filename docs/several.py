@@ -14,7 +14,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "table": ("members", "encoder"),
     "transfer": ("images", "maps", "encoder"),
     "sweep": ("of", "encoder"),
-    "floor": ("images", "of", "power", "floor"),
+    "spectrum": ("images", "of", "chosen"),
     "length": ("epochs", "encoder"),
     "steps": ("steps",),
     "grid": ("changed",),

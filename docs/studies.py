@@ -10,7 +10,7 @@ from typing import Any
 from several import SEVERAL
 from tables import NOT_YET, results, seeds_said
 
-from gnothi.comparison.table import over_seeds
+from gnothi.comparison.table import over_seeds, verdicts
 
 EQUAL = " in equal time"
 PARTS = (0.2, 0.5, 0.8, 1.0)
@@ -32,7 +32,7 @@ def local_study() -> str:
 
 
 def together_study() -> str:
-    return _pages("together", _compared, _decided)
+    return _pages("together", _compared, _added, _decided)
 
 
 def small_study() -> str:
@@ -103,19 +103,43 @@ def _pages(name: str, *parts: Callable[[Found], str]) -> str:
 
 # ---- equal epochs, equal time --------------------------------------------------------------------
 def _compared(found: Found) -> str:
-    lines = ["| comparison | images | arm | seeds | epochs | seconds | k-NN | minus the first arm: over seeds | over images |", "|" + "---|" * 9]
+    heads = "comparison | images | arm | seeds | epochs | seconds | k-NN | minus the first arm: over seeds | over images | health"
+    lines = [f"| {heads} |", "|" + "---|" * 10]
     for name, call in found.items():
         for row in call["table"]:
             less = row.get("difference") or {}
             seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
             about = f"| {name} | {call['images']:,} | {row['arm']} | {len(row['seeds'])} | {row['epochs']:.4g} | {seconds} |"
             ends = [_said(less.get("value"), less.get(key), "+") for key in ("over_seeds", "over_images")]
-            lines.append(f"{about} {_said(row['value'], row['over_seeds'] or row['over_images'])} | {' | '.join(ends)} |")
+            value = _said(row["value"], row["over_seeds"] or row["over_images"])
+            lines.append(f"{about} {value} | {' | '.join([*ends, _health(row, call['runs'])])} |")
     return "\n".join(lines)
+
+
+def _health(row: Row, runs: list[Row]) -> str:
+    """How many runs of an arm were of which verdict, and why those without one failed."""
+    why = dict.fromkeys(r["failed"].partition(";")[0] for r in runs if r["arm"] == row["arm"] and "failed" in r)  # the rest names a folder
+    return ": ".join([verdicts(row), *([", ".join(why)] if why else [])])
 
 
 def _said(value: float | None, ends: list[float] | None, sign: str = "") -> str:
     return "" if value is None or ends is None else f"{value:{sign}.3f} ({ends[0]:{sign}.3f} to {ends[1]:{sign}.3f})"
+
+
+def _added(found: Found) -> str:
+    """What one auxiliary more gives on test images, by runs of the same seed on equal epochs."""
+    runs = [r for r in found.get("all sets", {}).get("runs", []) if "value" in r]
+    names = {frozenset(r["arm"].split("+")): r["arm"] for r in runs}
+    values = {(r["arm"], r["seed"]): r["value"] for r in runs}
+    lines = ["What one more adds, with runs of the same seed:", "", "| added | to | seeds | k-NN more |", "|---|---|---|---|"]
+    for part in dict.fromkeys(part for name in names.values() for part in name.split("+")):
+        for base, name in names.items():
+            more = names.get(base | {part}, name)
+            gains = [values[more, seed] - value for (arm, seed), value in values.items() if arm == name != more and (more, seed) in values]
+            if gains:
+                mean, ends = over_seeds(gains)
+                lines.append(f"| {part} | {name} | {len(gains)} | {_said(mean, ends, '+') or f'{mean:+.3f}'} |")
+    return "\n".join(lines) if len(lines) > 4 else ""
 
 
 def _decided(found: Found) -> str:

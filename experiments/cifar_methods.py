@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.hours import refuse
+from experiments.hours import one_at_a_time, refuse
 from experiments.images import write_images
 from experiments.packed import halves
 from gnothi import ensemble, evaluate, pretrain
@@ -158,7 +158,8 @@ class Study:
                 if why.__cause__ is not None:  # a disk that is full, not a run that diverged
                     raise
                 found = {"failed": str(why)}
-            write_text(RESULTS, json.dumps(known() | {arm: {**found, "threads": self.threads}}, indent=1) + "\n")
+            with one_at_a_time(RESULTS):
+                write_text(RESULTS, json.dumps(known() | {arm: {**found, "threads": self.threads}}, indent=1) + "\n")
             print(f"{arm}: {found.get('value') or found['failed']} after {time.monotonic() - began:.0f} s", flush=True)
         return known()[arm]
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from experiments.cifar_methods import measured
-from experiments.hours import diverged, refuse
+from experiments.hours import diverged, one_at_a_time, refuse
 from experiments.images import ASKING, save
 from gnothi.contracts import RunError, SettingError
 from gnothi.encoders import load
@@ -171,7 +171,8 @@ def run(data: Path, method: str, settings: dict[str, Any], threads: int) -> None
     except RunError as why:
         numbers = {"failed": diverged(why).partition(";")[0]}  # the rest names a folder that is gone
         said = f"{key}: {numbers['failed']}"
-    write_text(RESULTS, json.dumps(known() | {key: {"method": method, "settings": settings, **numbers}}, indent=1) + "\n")
+    with one_at_a_time(RESULTS):
+        write_text(RESULTS, json.dumps(known() | {key: {"method": method, "settings": settings, **numbers}}, indent=1) + "\n")
     print(said, flush=True)
 
 

@@ -8,8 +8,8 @@ seed each, and SimCLR with further seeds, in folders METHOD-SEED. They are looke
 and taken where they have the same epochs and the very same images, then in --out, where they are trained if they are in neither. An arm is
     table/SET/SEED          every combiner; SET is mixed, seeds, alone, crafted, or vit: the mixed ones as micro ViTs, only where it is asked
     sweep/SEED              powers of PCA: of each member alone, and of all together
-    floor/NAME/SEED         how far weak directions are blown up: PCA by flat powers and several floors, of one member and of all together, on those
-                            images or, with NAME "own", on CIFAR-10
+    spectrum/NAME/SEED      powers and floors of PCA and gauges of the descent, of one member and of all together, on those images or, with NAME
+                            "own", on CIFAR-10
     length/SEED             powers of PCA of runs a quarter, a half, as long and twice as long as the members'
     steps/SEED              steps of the descent
     grid/NAME/SEED          the descent, one thing changed
@@ -30,7 +30,6 @@ member on one core.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -44,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.cost import cost
-from experiments.hours import diverged, refuse, threads_of, usable
+from experiments.hours import diverged, one_at_a_time, refuse, threads_of, usable
 from experiments.images import write_images
 from experiments.members import SETS, Members, finished
 from experiments.packed import halves, write_colour, write_mirrored
@@ -64,8 +63,15 @@ COMBINERS = ensemble.ALL
 STEPS = (0, 1, 5, 20, 100, 500)
 OWN = "own"
 """The images of the members, where other images have names."""
-FLOORS = (0.0, 0.25), (1e-4, 0.03, 0.1, 0.3, 1.0)
-"""Powers, and parts of the mean variance to which lesser variances are raised."""
+SPECTRA: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"pca {p:g}, floor {f:g}": ("pca", {"power": p, "floor": f}) for p in (0.0, 0.25) for f in (1e-4, 0.03, 0.1, 0.3, 1.0)},
+    **{
+        f"{combiner} from {start:g}, {'left as it is' if power is None else f'power {power:g}'}": (combiner, {"start_power": start, "power": power})
+        for combiner in ("descent", "amortised")
+        for start, power in ((0.25, None), (0.25, 0.25), (0.0, None), (0.0, 0.0))
+    },
+}
+"""Powers and floors (parts of the mean variance to which lesser variances are raised) of PCA, and gauges of what descends."""
 LENGTHS = (0.25, 0.5, 1.0, 2.0)
 """Of the members' training."""
 MEASURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -133,15 +139,17 @@ class Study:
         sets = {Path(m).name: [m] for m in members} | {"together": members}
         return [{"of": name, **r} for name, own in sets.items() for r in self.compared(own, int(seed), ("pca",))]
 
-    def floor(self, name: str, seed: str) -> list[dict[str, Any]]:
+    def spectrum(self, name: str, seed: str) -> list[dict[str, Any]]:
         members, found = self.runs.of("mixed", int(seed)), []
         data = self.judged() if name == OWN else (self.target(name), None)
         for of, own in {"one member": members[:1], "together": members}.items():
             features, rows = self.features(own, int(seed), data)
-            for power, floor in itertools.product(*FLOORS):
-                made = ensemble.fit(features[0], "pca", power=power, floor=floor)
+            for chosen, (combiner, settings) in SPECTRA.items():
+                made = ensemble.fit(features[0], combiner, seed=int(seed), **settings)
                 x, y = (made.transform(part) for part in features)
-                found += [{"of": of, "power": power, "floor": floor, **r} for r in by_neighbours("pca", x, y, rows, int(seed))]
+                found += [
+                    {"of": of, "chosen": chosen, "exponent": made.record["exponent"], **r} for r in by_neighbours(combiner, x, y, rows, int(seed))
+                ]
         return found
 
     def length(self, seed: str) -> list[dict[str, Any]]:
@@ -275,7 +283,8 @@ class Study:
         except RunError as why:
             words = diverged(why)
             found = {"failed": words}
-        write_text(self.results, json.dumps({"settings": self.settings, "arms": known(self.results) | {key: found}}, indent=1) + "\n")
+        with one_at_a_time(self.results):
+            write_text(self.results, json.dumps({"settings": self.settings, "arms": known(self.results) | {key: found}}, indent=1) + "\n")
         print(f"{key}: {words} after {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -328,7 +337,7 @@ def kinds(targets: Iterable[str]) -> list[str]:
     return [
         *tables,
         *(f"transfer/{name}" for name in targets),
-        *(f"floor/{name}" for name in (OWN, *targets)),
+        *(f"spectrum/{name}" for name in (OWN, *targets)),
         "sweep",
         "length",
         "steps",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import json
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gnothi.contracts import DataError, GnothiError, RunError, SettingError, Source, did_you_mean
@@ -31,6 +35,15 @@ def usable(data: str, said: str, channels: int | None = None, labels: bool = Tru
     if channels not in (None, source.channels):
         raise DataError(f"{said} {data} must have {channels} channels, as the images that train have, got {source.channels}")
     return source
+
+
+@contextlib.contextmanager
+def one_at_a_time(results: Path) -> Iterator[None]:
+    """Read results and write them again while no other process of this machine does: arms may run side by side."""
+    name = hashlib.sha256(str(results.resolve()).encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"gnothi-results-{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def refuse(arm: str, known: Iterable[str]) -> None:

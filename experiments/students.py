@@ -37,12 +37,15 @@ Arm = tuple[list[str], dict[str, Any]]
 
 
 def arms(teacher: str, data: str, images: int, fit: str | None) -> dict[str, Arm]:
-    """By name: the teachers, and what transfer does with them; everything that differs from the arm "clusters" is there to be compared with it."""
+    """By name: the teachers, and what transfer does with them; everything that differs from the arm "clusters" is there to be compared with it.
+
+    Clusters of other images are as many as that arm's: by the rule they would follow the number of those images, too.
+    """
     found: dict[str, Arm] = {"clusters": ([teacher], {}), "shuffled": ([teacher], {"shuffle": True}), "heads": ([teacher], {"heads": 3})}
     found |= {"hog": (["hog"], {}), "bow-sift": (["bow-sift"], {}), SIFT: ([f"bow-sift:{data}"], {})}
     found |= {loss: ([teacher], {"loss": loss}) for loss in ("regression", "compress", TWO, "seed")}
     found |= {f"k={k}": ([teacher], {"k": k}) for k in (rule(images) // 4, 4 * rule(images)) if 1 < k <= images}
-    return found | ({ELSEWHERE: ([teacher], {"fit": fit})} if fit else {})
+    return found | ({ELSEWHERE: ([teacher], {"fit": fit, "k": rule(images)})} if fit else {})
 
 
 def digest(value: Any) -> str:

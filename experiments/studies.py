@@ -4,7 +4,7 @@
 
 STUDY is one of the names below. FOLDER holds train.npz and test.npz with `images` and `labels`. A study is several calls of `gnothi.compare`, most of
 one method, so that every difference is one to that method alone; it goes on where it was stopped, and what came of it is written to
-results/study_NAME.json after every call. Each takes one to two hours of two cores.
+results/study_NAME.json after every call. Each takes one to two hours of two cores, `together` two to three.
 
 Equal time is the method alone for as long as its slowest arm took on equal epochs, in seconds by the clock: nothing else should compute on the cores
 of a study. --threads leaves it fewer of them; a study that was begun goes on with the same only. --gpu takes a ResNet-18 or a tiny ViT with patches
@@ -107,20 +107,20 @@ def local() -> list[Call]:
         "settings": {"training": {"batch": 64}},
     }
     few, more = (Call(f"{n:,} images", images=n, epochs=e, gpu=gpu, **shared) for n, e, gpu in ((1000, 50, (1000, 1000)), (5000, 10, (5000, 200))))
-    whole = Call("50,000 images", gpu_only=True, **shared)
+    whole = Call("50,000 images", gpu=(50_000, 20), gpu_only=True, **shared)
     return [call for base in (few, more, whole) for call in twice(base)]
 
 
 def together() -> list[Call]:
-    """All sets of three beside one method; the best of them beside two methods on fewer and more images."""
+    """All sets of three beside one method; the best of them beside two methods on fewer and more images, on two cores in as many steps."""
     sets = ("none", "rotation", "layers", "local", "rotation+layers", "rotation+local", "layers+local", "rotation+layers+local")
-    sizes = ((2000, 20.0, (2000, 1000.0), False), (10_000, 10.0, (10_000, 400.0), False), (50_000, 10.0, (50_000, 200.0), True))
+    sizes = ((2000, 50.0, (2000, 1000.0), False), (10_000, 10.0, (10_000, 400.0), False), (50_000, 10.0, (50_000, 200.0), True))
     best = [
         Call(f"best on {n:,} images, {m}", (m,), ("none", BEST), images=n, epochs=e, gpu=gpu, gpu_only=only, asks="both")
         for n, e, gpu, only in sizes
         for m in ("byol", "simclr")
     ]
-    every = Call(ALL, ("byol",), sets, seeds=3, images=2000, asks="both")
+    every = Call(ALL, ("byol",), sets, seeds=3, images=2000, epochs=20, asks="both")
     return [call for base in (every, *best) for call in twice(base)]
 
 
@@ -167,13 +167,13 @@ class Study:
     """What is kept of it, by call."""
 
     def run(self, call: Call) -> None:
-        """Carry out a comparison; one of equal time only where there is something beside the method alone."""
+        """Carry out a comparison; one of equal time only where there is something beside the method alone, and a run that was not lost."""
         if call.sweep:
             self.found[call.name] = swept(self.data, self.out, call, self.threads)
         elif not call.equal_time:
             self.keep(call, *self.compare(call, self.sets(call), {"epochs": call.epochs}, call.vary))
-        elif len((before := self.records[call.name.removesuffix(EQUAL)])["arms"]) > 1:
-            shape = {"seconds": max(self.least, round(max(seconds(before).values()), 1))}
+        elif len((before := self.records[call.name.removesuffix(EQUAL)])["arms"]) > 1 and (spent := seconds(before)):
+            shape = {"seconds": max(self.least, round(max(spent.values()), 1))}
             self.keep(call, *self.compare(call, call.auxiliaries[:1], shape, None), before)
 
     def sets(self, call: Call) -> list[str]:
@@ -266,11 +266,11 @@ def beside(base: Record, before: Record) -> Record:
 
 
 def best(asking: Sequence[Record]) -> str:
-    """The set of auxiliaries with the best k-NN on the images that were asked, the mean over seeds; of equals the first."""
+    """The set of auxiliaries with the best k-NN on the images that were asked, the mean over seeds; of equals the first, of none no auxiliary."""
     values: dict[str, float] = {
         arm: statistics.fmean(r["value"] for r in asking if r["arm"] == arm) for arm in dict.fromkeys(r["arm"] for r in asking)
     }
-    return max(values, key=lambda arm: values[arm]).partition("+")[2] or "none"
+    return max(values, key=lambda arm: values[arm], default="").partition("+")[2] or "none"
 
 
 def swept(data: Path, folder: Path, call: Call, threads: int | None) -> dict[str, Any]:
@@ -285,6 +285,7 @@ def swept(data: Path, folder: Path, call: Call, threads: int | None) -> dict[str
             "value": r.get("value"),
             "over_seeds": None,
             "over_images": None if "failed" in r else [r["low"], r["high"]],
+            "verdicts": {"failed" if "failed" in r else r["verdict"]: 1},
         }
         for m, r in rows.items()
     ]

@@ -5,15 +5,15 @@
     python -m experiments.transfer DATA --of ENCODER [--widths 8,16,32,64] ...
 
 DATA is a name that gnothi opens, a folder of train.npz and test.npz (of which the first --images train, as many of every class), or a folder of
-photographs with a train and a val folder, which are packed at --size pixels beside the runs. Where DATA has no test images, --test names them: all
-labels of DATA teach the arm "supervised".
+photographs with a train and a val folder, which are packed at --size pixels beside the runs. --test names other images that ask, and must where
+DATA has no test images: all labels of DATA teach the arm "supervised".
 
 Arms of the first form: the teacher, trained once for --teacher-epochs; the student trained on the pretext task itself; the student taught by the
 teacher's clusters, by HOG's and by bow-sift's, by shuffled labels, by regression, CompRess (one queue and two) and SEED, by the data's own labels,
-by several heads, by a quarter and four times as many clusters; by clusters of the images of --fit; and what was never trained: the student's first
-weights, HOG, bow-sift and bow-sift with words of these images. Those of KEY are run for every seed, the others for the first one alone. Measured by
-k-NN and a linear classifier, with the difference to the student trained directly on the same seed; those of BLOCKS by a linear one on every block,
-those of TUNED by fine-tuning on a tenth of the labels at one rate.
+by several heads, by a quarter and four times as many clusters; by as many clusters of the images of --fit; and what was never trained: the student's
+first weights, HOG, bow-sift and bow-sift with words of these images. Those of KEY are run for every seed, the others for the first one alone.
+Measured by k-NN and a linear classifier, with the difference to the student trained directly on the same seed; those of BLOCKS by a linear one on
+every block, those of TUNED by fine-tuning on a tenth of the labels at one rate.
 
 The second form asks how much of a given teacher's k-NN (a run, an ensemble) smaller students keep, each as a share of the teacher's: taught by
 regression, clusters, CompRess and SEED, and pre-trained directly.
@@ -24,8 +24,9 @@ training. Every row says its epochs, operations, seconds and parameters. --stem 
 are small.
 
 Runs lie in the folder, by their settings; what came of them in results/transfer_PRETEXT.json or transfer_student.json, where rows of other settings
-stay. A second call goes on; an arm whose run diverged stands there with the reason. Photographs at 96 px, ResNet-50 to ResNet-18 and 200 epochs want
-a GPU; 5,000 images at 32 px, resnet18 to micro-resnet, 10 epochs of the teacher and 20 of students are for two cores: about 1.7 hours of one thread.
+and of another --test stay. A second call goes on; an arm whose run diverged stands there with the reason. Photographs at 96 px, ResNet-50 to
+ResNet-18 and 200 epochs want a GPU; 5,000 images at 32 px, resnet18 to micro-resnet, 10 epochs of the teacher and 20 of students are for two cores:
+about 1.7 hours of one thread.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from experiments.cost import cost
 from experiments.hours import diverged, refuse, usable
 from experiments.images import write_images
 from experiments.packed import halves, write_photos
-from experiments.students import ELSEWHERE, PRETEXTS, TWO, Students
+from experiments.students import ELSEWHERE, PRETEXTS, TWO, Students, digest
 from gnothi import evaluate
 from gnothi.contracts import GnothiError, RunError, SettingError
 from gnothi.data import DataSpec
@@ -52,6 +53,7 @@ from gnothi.encoders import load
 from gnothi.evaluate import FinetuneSpec
 from gnothi.evaluate.run import own_test
 from gnothi.files import write_text
+from gnothi.transfer.clusters import rule
 
 BLOCKS = ("teacher", "direct", "clusters", "supervised")
 TUNED = ("direct", "clusters", "regression", "untrained")
@@ -71,7 +73,10 @@ class Study:
 
     def __init__(self, asked: argparse.Namespace, data: str, test: str | None, images: int) -> None:
         self.asked, self.data, self.test, self.images = asked, data, test, images
-        self.students = Students(asked, data, images)
+        self.students, self.cache = Students(asked, data, images), str(asked.out / "features")
+        self.settings = self.students.settings | ({"test": asked.test} if asked.test else {})
+        self.digest = digest(self.settings)
+        """Of results: students are the same whichever images ask."""
         self.path = asked.results / f"transfer_{'student' if asked.of else asked.pretext}.json"
         self.right: dict[tuple[str, int], evaluate.Result] = {}
 
@@ -89,7 +94,9 @@ class Study:
         elif "supervised" in self.students.names(first=True) and own_test(self.data, DataSpec()) is None:
             raise SettingError(f"{self.data} has no test images, and all its labels teach the arm supervised; name others with --test")
         if self.asked.fit:
-            usable(self.asked.fit, "--fit", channels, labels=False)
+            fit, k = usable(self.asked.fit, "--fit", channels, labels=False), rule(self.images)
+            if len(fit) < k:
+                raise SettingError(f"--fit {self.asked.fit} must have an image for each of the {k} clusters of {self.images} images, got {len(fit)}")
         if self.asked.of:
             load(self.asked.of)
         self.students.check(channels)
@@ -99,7 +106,7 @@ class Study:
         began, encoder = time.monotonic(), self.students.encoder(arm, seed)
         more = self.spent(arm, encoder) | ({"share_of_teacher": None} if self.asked.of else {})
         if metric == "blocks":
-            results = evaluate.layers([encoder], self.data, self.test, metrics=("linear",))
+            results = evaluate.layers([encoder], self.data, self.test, metrics=("linear",), cache=self.cache)
         elif metric == "finetune":
             results = evaluate.finetune([encoder], self.data, self.test, spec=TUNING, seed=seed)
         else:
@@ -115,15 +122,14 @@ class Study:
     def place(self, arm: str, metric: str, seed: int) -> dict[str, Any]:
         """What a row of the results is of."""
         own = {"fit": self.students.fit} if arm == ELSEWHERE else {}
-        return {"arm": arm, "seed": seed, "measured": metric, "settings": self.students.digest, **own}
+        return {"arm": arm, "seed": seed, "measured": metric, "settings": self.digest, **own}
 
     def result(self, metric: str, encoder: str, seed: int) -> evaluate.Result:
         """Kept for the differences to it."""
         key = (f"{metric} {encoder}", seed)
         if key not in self.right:
-            cache = str(self.asked.out / "features")
             options = {"k": 20, "temperature": 0.1} if metric == "knn" else {}
-            (self.right[key],) = evaluate.run(metric, [encoder], self.data, self.test, seed=seed, cache=cache, **options)
+            (self.right[key],) = evaluate.run(metric, [encoder], self.data, self.test, seed=seed, cache=self.cache, **options)
         return self.right[key]
 
     def paired(self, result: evaluate.Result, metric: str, seed: int) -> dict[str, float] | None:
@@ -168,7 +174,7 @@ class Study:
         except RunError as why:
             rows = [{**at, "failed": diverged(why)}]
         found = known(self.path)  # again: others may have written
-        found = {"settings": found["settings"] | {self.students.digest: self.students.settings}, "rows": found["rows"] + rows}
+        found = {"settings": found["settings"] | {self.digest: self.settings}, "rows": found["rows"] + rows}
         write_text(self.path, json.dumps(found, indent=1) + "\n")
         print(f"seed {seed} {arm} {metric} {rows[-1].get('failed') or format(rows[-1]['value'], '.3f')}", flush=True)
 
@@ -189,7 +195,7 @@ def opened(asked: argparse.Namespace) -> tuple[str, str | None, int]:
         write_photos(asked.data, packed, asked.size)
     else:
         return asked.data, asked.test, len(open_data(asked.data))
-    return f"{packed}@train", f"{packed}@test", len(open_data(f"{packed}@train"))
+    return f"{packed}@train", asked.test or f"{packed}@test", len(open_data(f"{packed}@train"))
 
 
 def numbers(text: str) -> list[int]:

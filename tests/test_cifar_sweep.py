@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 
 from experiments import cifar_sweep
 from gnothi.contracts import RunError
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -61,3 +65,23 @@ def test_methods_and_data_are_looked_at_before_anything_trains(ran: list[str], t
         with pytest.raises(SystemExit) as stopped:
             cifar_sweep.main([*words, "--data", str(tmp_path)])
         assert stopped.value.code == 2 and said in capsys.readouterr().err and ran == []
+
+
+def test_arms_that_run_side_by_side_lose_nothing(tmp_path: Path) -> None:
+    """Four processes that each add ten results to one file."""
+    path = tmp_path / "results.json"
+    path.write_text("{}")
+    code = """
+import json, sys, time
+from pathlib import Path
+from experiments.hours import one_at_a_time
+path = Path(sys.argv[1])
+for i in range(10):
+    with one_at_a_time(path):
+        known = json.loads(path.read_text())
+        time.sleep(0.002)
+        path.write_text(json.dumps(known | {f"{sys.argv[2]} {i}": i}))
+"""
+    started = [subprocess.Popen([sys.executable, "-c", code, str(path), str(n)], cwd=ROOT) for n in range(4)]
+    assert [p.wait(timeout=120) for p in started] == [0] * 4
+    assert len(json.loads(path.read_text())) == 40

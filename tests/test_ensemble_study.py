@@ -137,18 +137,20 @@ def test_ideas_are_asked_of_members_and_of_mirrored_images_where_they_say_so(mod
 
 
 @pytest.mark.parametrize("name", ["own", "grey"])
-def test_floors_are_those_of_a_hand(module: Any, study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_spectra_are_those_of_a_hand(module: Any, study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Of one member and of both, on the images of the members and on others."""
-    monkeypatch.setattr(module, "FLOORS", ((0.25,), (0.01, 1.0)))
+    named = {"pca 0.25, floor 1", "descent from 0, power 0"}
+    monkeypatch.setattr(module, "SPECTRA", {key: module.SPECTRA[key] for key in module.SPECTRA if key in named})
     toy(tmp_path / "grey", 250, ())
-    rows = study.floor(name, "0")
-    assert [(r["of"], r["floor"]) for r in rows] == [(of, f) for of in ("one member", "together") for f in (0.01, 0.01, 1.0, 1.0)]
+    rows = study.spectrum(name, "0")
+    assert [(r["of"], r["chosen"]) for r in rows] == [(of, c) for of in ("one member", "together") for c in module.SPECTRA for _ in range(2)]
     images = study.runs.images if name == "own" else tmp_path / "out" / "grey-colour.npz"
     parts = module.split(f"{images}@train", None, module.DataSpec(), 0)
     features = [[load("hog").embed_source(p.source, p.rows)] for p in (parts.train, parts.test)]
     made = fit(features[0], "pca", power=0.25, floor=1.0)
     x, y = (made.transform(part) for part in features)
-    assert rows[2]["value"] == evaluate.knn(x, parts.train.labels, y, parts.test.labels, 20, 0.1).value
+    assert rows[0]["value"] == evaluate.knn(x, parts.train.labels, y, parts.test.labels, 20, 0.1).value
+    assert rows[2]["exponent"] == pytest.approx(fit(features[0], "descent", start_power=0.0, power=0.0).record["exponent"])
 
 
 def test_codes_without_a_member_and_reconstructions_are_others_than_codes(study: Any) -> None:

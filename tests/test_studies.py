@@ -82,7 +82,7 @@ def carried_out(studies: Any, data: Path, name: str, images: int = 50) -> Any:
 def test_the_best_set_of_three_seeds_on_other_training_images_goes_to_other_sizes(studies: Any, asked: Any, data: Path) -> None:
     study = carried_out(studies, data, "together")
     calls = [a for a in asked if "auxiliaries" in a]
-    assert calls[0]["epochs"] == 10 and calls[0]["seeds"] == 3 and len(calls[0]["auxiliaries"]) == 8 and calls[0]["test"] is None
+    assert calls[0]["epochs"] == 20 and calls[0]["seeds"] == 3 and len(calls[0]["auxiliaries"]) == 8 and calls[0]["test"] is None
     assert asked[1]["test"] == f"{calls[0]['data']}@val" and len(asked[1]["encoders"]) == 24
     assert [c["auxiliaries"] for c in calls[2:]] == [["none", "rotation"], ("none",)] * 4
     assert [c["methods"][0] for c in calls[2::2]] == ["byol", "simclr"] * 2
@@ -110,11 +110,26 @@ def test_in_equal_time_the_method_alone_gets_the_slowest_arm_s_seconds_beside_ar
     assert asked[2]["auxiliaries"] == ("none",) and asked[2]["seconds"] == 26 and "epochs" not in asked[2] and asked[2]["vary"] is None
     first, *others = study.found["all sets in equal time"]["table"]
     assert (first["arm"], first["seconds"], first["epochs"]) == ("byol", 26, 99)
-    assert [(r["arm"], r["seconds"], r["epochs"]) for r in others] == [("byol+rotation+layers+local", 26, 10)]
+    assert [(r["arm"], r["seconds"], r["epochs"]) for r in others] == [("byol+rotation+layers+local", 26, 20)]
     assert others[0]["difference"]["value"] == 0.5 and others[0]["difference"]["seeds"] == [0, 1, 2]
     assert {(r["arm"], r["seed"]) for r in study.found["all sets in equal time"]["asking"]} == {
         (r["arm"], s) for r in (first, *others) for s in (0, 1, 2)
     }
+
+
+def test_where_all_runs_were_lost_nothing_is_compared_in_equal_time(studies: Any, asked: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = studies.gnothi.compare
+
+    def lost(*given: Any, **more: Any) -> Any:
+        done = compare(*given, **more)
+        runs = [{"arm": r["arm"], "seed": r["seed"], "run": r["run"], "failed": "nan"} for r in done.record["runs"]]
+        done.record |= {"runs": runs, "table": table.rows(done.record["arms"], runs)}
+        return done
+
+    monkeypatch.setattr(studies.gnothi, "compare", lost)
+    study = carried_out(studies, data, "together")
+    assert [a["auxiliaries"] for a in asked if "auxiliaries" in a][1:] == [["none"]] * 4 and not any(studies.EQUAL in name for name in study.found)
+    assert [r["verdicts"] for r in study.found["all sets"]["table"]] == [{"failed": 3}] * 8
 
 
 def test_every_comparison_is_there_in_equal_time(studies: Any) -> None:
@@ -237,11 +252,11 @@ def test_threads_of_experiments_do_not_wait_by_spinning() -> None:
 
 
 def test_a_method_that_diverged_in_the_sweep_stands_there_without_a_value(studies: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = {"simclr": {"value": 0.2, "low": 0.1, "high": 0.3}, "vicreg": {"failed": "nan"}}
+    rows = {"simclr": {"value": 0.2, "low": 0.1, "high": 0.3, "verdict": "collapsed"}, "vicreg": {"failed": "nan"}}
     monkeypatch.setattr(studies.cifar_sweep, "of_now", lambda data, folder, method, threads: rows[method])
     found = studies.swept(data, data, studies.replace(studies.small()[2], methods=tuple(rows)), 2)
-    good, lost = ([r[key] for key in ("arm", "seeds", "value", "over_images")] for r in found["table"])
-    assert good == ["simclr", [0], 0.2, [0.1, 0.3]] and lost == ["vicreg", [], None, None]
+    good, lost = ([r[key] for key in ("arm", "seeds", "value", "over_images", "verdicts")] for r in found["table"])
+    assert good == ["simclr", [0], 0.2, [0.1, 0.3], {"collapsed": 1}] and lost == ["vicreg", [], None, None, {"failed": 1}]
     assert found["runs"] == [{"arm": "vicreg", "seed": 0, "failed": "nan"}]
 
 
@@ -250,7 +265,8 @@ def test_small_asks_training_images_and_takes_the_sweep_s_rows_of_the_rules_of_n
 ) -> None:
     sweep = studies.cifar_sweep
     now, then = (
-        {"method": "simclr", "settings": {**sweep.LONG, **s}, "low": 0.1, "high": 0.9} for s in ({"optimiser.lr": 0.12}, sweep.NOW["simclr"])
+        {"method": "simclr", "settings": {**sweep.LONG, **s}, "low": 0.1, "high": 0.9, "verdict": "healthy"}
+        for s in ({"optimiser.lr": 0.12}, sweep.NOW["simclr"])
     )
     monkeypatch.setattr(sweep, "known", lambda: {"then": then | {"value": 0.1}, "now": now | {"value": 0.2}})
     few, more, many = studies.small()
@@ -283,6 +299,9 @@ def test_every_difference_is_one_to_the_method_alone_and_key_arms_have_three_see
 def test_arms_of_few_and_more_images_take_as_many_steps(studies: Any) -> None:
     few, more = (c for c in studies.local() if not c.equal_time and not c.gpu_only)
     assert few.images * few.epochs == more.images * more.epochs and few.vary["auxiliary.local.match"] == ["geometric", "similarity", "both", "random"]
+    assert {c.gpu[0] * c.gpu[1] for c in studies.local()} == {1_000_000}
+    best = [c for c in studies.together() if studies.BEST in c.auxiliaries and not c.gpu_only]
+    assert {c.images for c in best} == {2000, 10_000} and {c.images * c.epochs for c in best} == {100_000}
 
 
 def test_the_form_for_a_gpu_takes_all_images_where_nothing_else_is_said(studies: Any) -> None:

@@ -15,7 +15,16 @@ ROOT = Path(__file__).parent.parent
 CALL: dict[str, Any] = {
     "images": 1000,
     "table": [
-        {"arm": "dino", "epochs": 4.0, "seconds": 20.0, "seeds": [0, 1], "value": 0.4, "over_seeds": [0.3, 0.5], "over_images": [0.38, 0.42]},
+        {
+            "arm": "dino",
+            "epochs": 4.0,
+            "seconds": 20.0,
+            "seeds": [0, 1],
+            "value": 0.4,
+            "over_seeds": [0.3, 0.5],
+            "over_images": [0.38, 0.42],
+            "verdicts": {"healthy": 2},
+        },
         {
             "arm": "dino+local",
             "epochs": 4.0,
@@ -25,6 +34,7 @@ CALL: dict[str, Any] = {
             "over_seeds": [0.4, 0.5],
             "over_images": [0.43, 0.47],
             "difference": {"value": 0.05, "over_seeds": [-0.01, 0.11], "over_images": [0.02, 0.08]},
+            "verdicts": {"healthy": 1, "collapsed": 1},
         },
     ],
     "runs": [
@@ -71,8 +81,9 @@ def test_arms_stand_with_their_difference_to_the_method_alone(made: Any) -> None
     write("study_together", {"all sets": CALL})
     write("study_together_gpu", {"all sets": CALL})
     text = studies.together_study()
-    assert rows(text)[1] == ["all sets", "1,000", "dino", "2", "4", "20", "0.400 (0.300 to 0.500)", "", ""]
-    assert rows(text)[2][6:] == ["0.450 (0.400 to 0.500)", "+0.050 (-0.010 to +0.110)", "+0.050 (+0.020 to +0.080)"]
+    assert rows(text)[1] == ["all sets", "1,000", "dino", "2", "4", "20", "0.400 (0.300 to 0.500)", "", "", "healthy"]
+    assert rows(text)[2][6:9] == ["0.450 (0.400 to 0.500)", "+0.050 (-0.010 to +0.110)", "+0.050 (+0.020 to +0.080)"]
+    assert rows(text)[0][9] == "health" and rows(text)[2][9] == "1 healthy, 1 collapsed"
     assert text.count("| dino+local |") == 2 and "On a GPU:" in text
 
 
@@ -144,11 +155,29 @@ def test_arms_of_the_sweep_stand_with_what_they_change_and_one_that_diverged_wit
     ]
 
 
-def test_a_method_without_a_value_leaves_its_cells_open(made: Any) -> None:
+def test_a_method_without_a_value_leaves_its_cells_open_and_says_why(made: Any) -> None:
     _, studies, write = made
     row = {"arm": "vicreg", "epochs": 20, "seconds": None, "seeds": [], "value": None, "over_seeds": None, "over_images": None}
-    write("study_small", {"10,000 images": {"images": 10_000, "table": [row], "runs": []}})
-    assert rows(studies.small_study())[1] == ["10,000 images", "10,000", "vicreg", "0", "20", "", "", "", ""]
+    why = 'term "vicreg" became nan at step 7'
+    runs = [{"arm": "vicreg", "seed": 0, "failed": f"{why}; last checkpoint: there/step-5.safetensors"}, {"arm": "byol", "seed": 0, "failed": "x"}]
+    write("study_small", {"10,000 images": {"images": 10_000, "table": [row | {"verdicts": {"failed": 1}}], "runs": runs}})
+    assert rows(studies.small_study())[1] == ["10,000 images", "10,000", "vicreg", "0", "20", "", "", "", "", f"failed: {why}"]
+
+
+def test_what_one_auxiliary_adds_to_others_is_told_by_runs_of_the_same_seed(made: Any) -> None:
+    """Three seeds have a t-interval (the quantile of two degrees of freedom is 4.303), one has none; a run that was lost has no part."""
+    _, studies, write = made
+    values = {"byol": (0.1, 0.2, 0.3), "byol+rotation": (0.11, 0.22, 0.33), "byol+layers": (0.15, 0.25), "byol+rotation+layers": (0.3,)}
+    runs = [{"arm": arm, "seed": seed, "value": v} for arm, of in values.items() for seed, v in enumerate(of)]
+    lost = [{"arm": "byol+layers", "seed": 2, "failed": "nan"}]
+    write("study_together", {"all sets": {**CALL, "runs": runs + lost}, "best on 2,000 images, byol": {**CALL, "runs": runs}})
+    half = 4.302653 * 0.01 / 3**0.5
+    assert rows(studies.together_study().split("\n\n")[2])[1:] == [
+        ["rotation", "byol", "3", f"+0.020 ({0.02 - half:+.3f} to {0.02 + half:+.3f})"],
+        ["rotation", "byol+layers", "1", "+0.150"],
+        ["layers", "byol", "2", "+0.050 (+0.050 to +0.050)"],
+        ["layers", "byol+rotation", "1", "+0.190"],
+    ]
 
 
 def test_peers_stand_with_their_precision(made: Any) -> None:
@@ -227,6 +256,16 @@ def test_students_of_other_settings_stand_apart_with_what_tells_them_apart(made:
     assert lines[8:] == [[ab, "direct", "pooled", "0.400"], [cd, "direct", "pooled", "0.500"]]
 
 
+def test_students_that_other_images_judged_stand_apart(made: Any) -> None:
+    _, studies, write = made
+    settings = {"ab": TRANSFER, "cd": {**TRANSFER, "test": "there/y.npz@test"}}
+    found = [{"settings": d, "arm": "hog", "seed": 0, "measured": "knn", "value": v, "low": v, "high": v} for d, v in (("ab", 0.1), ("cd", 0.2))]
+    write("transfer_jigsaw", {"settings": settings, "rows": found})
+    task = "jigsaw, resnet18 to micro-resnet, 5,000 images of x.npz"
+    ends = [f"{v} ({v} to {v})" for v in ("0.100", "0.200")]
+    assert [[line[0], line[3]] for line in rows(studies.transfer_study())[1:]] == [[task, ends[0]], [f"{task}, test y.npz@test", ends[1]]]
+
+
 def test_combiners_stand_by_judge_with_the_control_and_without_the_seed_in_a_member_s_name(made: Any) -> None:
     _, studies, write = made
 
@@ -283,8 +322,8 @@ def test_detectors_and_the_cost_of_a_descent_stand_as_they_were_measured(made: A
     cost = {"n": 1000, "epochs": 3, "memory": 2**21, "descent": 0.001, "share of the whole": 0.1}
     by = {"fit": 2.0, "processor": 3.0, "share of the products": 0.7, "by processor": 0.8}  # where others compute as well
     write("ensemble", [cost | by], "benchmarks")
-    assert rows(named["ensemble_cost"]())[1] == ["1,000", "3.0 s", "3", "2 MiB", "1.000 ms", "0.80", "0.10"]
-    assert "in seconds of the processor" in named["ensemble_cost"]()
+    assert rows(named["ensemble_cost"]())[1] == ["1,000", "2.0 s (3.0 s)", "3", "2 MiB", "1.000 ms", "0.70 (0.80)", "0.10"]
+    assert "in brackets in seconds of the processor" in named["ensemble_cost"]()
 
 
 def test_costs_are_said_over_the_method_alone(made: Any) -> None:
@@ -359,11 +398,11 @@ def test_steps_stand_beside_lightly_s_with_their_number(made: Any) -> None:
     """128 images in 0.2 s are 640 a second: twice the 320 of lightly's defaults, 1.25 times the 512 of lightly alike."""
     tables, _, write = made
     shared = {"batch": 128, "steps": 20, "memory": 2**20}
-    ours = {**shared, "real": 0.2, "bare": 0.1, "views": 0.01, "forward": 0.02, "backward": 0.07, "precision": "bf16"}
+    ours = {**shared, "real": 0.2, "bare": 0.1, "views": 0.01, "forward": 0.02, "backward": 0.07, "optimiser": 0.01, "precision": "bf16"}
     found = {"micro-resnet": {**ours, "lightly": {"defaults": 2.0, "alike": 1.25}}, "micro-resnet folder": {**ours, "bare all threads": 0.05}}
     write("step", {**found, "micro-resnet lightly": {**shared, "real": 0.4, "bare": 0.3, "precision": "fp32", "steps": 8}}, "benchmarks")
     assert rows(tables.step())[1:] == [
-        ["micro-resnet", "bf16", "20", "640", "1280", "0.500", "0.05", "0.10", "0.35", "2.00", "1.25", "1 MiB"],
-        ["micro-resnet folder", "bf16", "20", "640", "1280", "0.500 (0.250 with all threads)", "0.05", "0.10", "0.35", "", "", "1 MiB"],
-        ["micro-resnet lightly", "fp32", "8", "320", "427", "0.750", "", "", "", "", "", "1 MiB"],
+        ["micro-resnet", "bf16", "20", "640", "1280", "0.500", "0.05", "0.10", "0.35", "0.05", "2.00", "1.25", "1 MiB"],
+        ["micro-resnet folder", "bf16", "20", "640", "1280", "0.500 (0.250 with all threads)", "0.05", "0.10", "0.35", "0.05", "", "", "1 MiB"],
+        ["micro-resnet lightly", "fp32", "8", "320", "427", "0.750", "", "", "", "", "", "", "1 MiB"],
     ]

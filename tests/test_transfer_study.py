@@ -78,6 +78,7 @@ def test_key_arms_have_every_seed_and_all_a_difference_to_the_student_trained_di
     taught = {r["name"]: r for r in runs if "teachers" in r and r["seed"] == 0}
     teacher = str(made.students.folder / "seed-0" / "teacher")
     assert taught["hog"]["teachers"] == ["hog"] and taught["clusters"]["teachers"] == [teacher] and taught[elsewhere]["spec"].fit == "other.npz"
+    assert taught[elsewhere]["spec"].k == 25  # one for every 200 of the 5,000, as the arm "clusters" has, whatever --fit holds
     assert (
         taught["shuffled"]["spec"].shuffle
         and taught["k=6"]["spec"].k == 6
@@ -123,6 +124,35 @@ def test_other_settings_have_runs_and_rows_of_their_own(module: Any, runs: Any, 
     assert len(found["rows"]) == 2 * (2 + 2 + 2 + 1)  # k-NN and linear of both arms, blocks and fine-tuning of direct
 
 
+def test_other_images_that_ask_have_rows_of_their_own_of_the_same_students(module: Any, runs: Any, measured: Any, tmp_path: Path) -> None:
+    for words in ((), ("--test", "there/a.npz"), ("--test", "elsewhere/a.npz"), ()):
+        study(module, tmp_path, "--seeds", "0", "--arms", "hog", *words).all()
+    assert [r["name"] for r in runs] == ["hog", "direct"]
+    found = json.loads((tmp_path / "transfer_rotation.json").read_text())
+    asking = [(found["settings"][r["settings"]].get("test"), r["measured"]) for r in found["rows"]]
+    assert asking == [(test, metric) for test in (None, "there/a.npz", "elsewhere/a.npz") for metric in ("knn", "linear")]
+
+
+def test_features_of_blocks_are_stored_with_the_others(
+    module: Any, runs: Any, measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches: list[tuple[str, Any]] = []
+
+    def note(name: str) -> None:
+        measure = getattr(module.evaluate, name)
+
+        def noted(*given: Any, **more: Any) -> Any:
+            caches.append((name, more.get("cache")))
+            return measure(*given, **more)
+
+        monkeypatch.setattr(module.evaluate, name, noted)
+
+    note("run")
+    note("layers")
+    study(module, tmp_path, "--seeds", "0", "--arms", "direct").all()
+    assert set(caches) == {(name, str(tmp_path / "runs" / "features")) for name in ("run", "layers")}
+
+
 def test_what_others_wrote_meanwhile_stays(module: Any, runs: Any, measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, path = study(module, tmp_path, "--arms", "direct", "--seeds", "0"), tmp_path / "transfer_rotation.json"
     rows = module.Study.rows
@@ -157,6 +187,8 @@ def test_photographs_and_halves_are_packed_beside_the_runs(module: Any, tmp_path
     asked = module.parsed([str(tmp_path / "photos"), "--size", "16", "--out", str(tmp_path / "runs")])
     data, test, many = module.opened(asked)
     assert many == 6 and data.endswith("photos-16px.npz@train") and test == data.replace("@train", "@test")
+    asked.test = "other.npz"
+    assert module.opened(asked) == (data, "other.npz", 6)
     with np.load(data.partition("@")[0]) as packed:
         assert packed["train_images"].shape == (6, 16, 16, 3) and packed["test_images"].shape == (2, 16, 16, 3)
         assert (packed["train_images"].reshape(6, -1).T == np.array([0, 20, 40, 10, 30, 50])).all() and packed["train_labels"].tolist() == [
@@ -257,6 +289,7 @@ def test_names_that_are_wrong_are_refused_before_anything_trains(
         "plain": {"images": np.zeros((40, 16, 16, 3), np.uint8), "labels": labels},
         "unlabelled": {"images": np.zeros((40, 16, 16, 3), np.uint8)},
         "grey": {"images": np.zeros((40, 16, 16), np.uint8), "labels": labels},
+        "few": {"images": np.zeros((9, 16, 16, 3), np.uint8)},
     }
     paths = {name: str(tmp_path / f"{name}.npz") for name in (*made, "missing", "split")}
     for name, arrays in made.items():
@@ -275,6 +308,7 @@ def test_names_that_are_wrong_are_refused_before_anything_trains(
     assert "has no test images" in (line := said("plain")) and "name others with --test" in line
     assert "--fit: " in (line := said("split", "--fit", paths["missing"])) and "missing.npz" in line
     assert "--fit" in (line := said("split", "--fit", paths["grey"])) and "must have 3 channels" in line
+    assert "an image for each of the 10 clusters of 40 images, got 9" in said("plain", "--arms", "direct", "--fit", paths["few"])
     assert "--test" in (line := said("plain", "--test", paths["unlabelled"])) and "must have labels" in line
     assert "micro-resne" in said("split", "--student", "micro-resne")
     assert "nowhere" in said("split", "--of", "runs/nowhere") and ran == []

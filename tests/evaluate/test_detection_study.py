@@ -54,7 +54,7 @@ def test_no_test_image_is_pretrained_on(study: Any, tmp_path: Path, layout: str)
 
 
 def test_arms_and_seeds_of_an_earlier_call_stay(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only of the same data, encoder and detector; and until there are as many seeds."""
+    """Until there are as many seeds."""
     scenery(tmp_path / "data", n=20, lists=True)
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
 
@@ -78,4 +78,35 @@ def test_arms_and_seeds_of_an_earlier_call_stay(study: Any, tmp_path: Path, monk
         patch.setattr(study.evaluate, "detect", broken_off)
         called("--seeds", "3")
     assert called("--seeds", "1") == {"5 images": 3, "10 images": 2, "all images": 3}
-    assert called("--seeds", "1", "--steps", "7") == {"all images": 1}
+
+
+def test_results_of_other_settings_are_refused_before_anything_trains(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenery(tmp_path / "data", n=20, lists=True)
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    path, words = tmp_path / "results" / "detection.json", [str(tmp_path / "data"), "--seeds", "1", "--out", str(tmp_path / "out")]
+    study.main([*words, "--encoder", "runs/x"])
+    before, asked = path.read_text(), len(study.asked)
+    own = "encoder x, not encoder, backbone none, not micro-resnet, epochs none, not 220;"
+    for more, apart in (
+        (["--encoder", "runs/x", "--steps", "7"], "results of steps 600, not 7;"),
+        (["--encoder", "runs/y"], "results of encoder x, not y;"),
+        ([], own),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            study.main([*words, *more])
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert stopped.value.code == 2 and str(path) in said and apart in said
+    assert path.read_text() == before and len(study.asked) == asked
+
+
+@pytest.mark.parametrize(("words", "name", "epochs"), [([], "detection", 220), (["--gpu"], "detection_gpu", 800)])
+def test_its_own_pretraining_is_as_long_as_it_says(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], name: str, epochs: int
+) -> None:
+    scenery(tmp_path / "data", n=20, lists=True)
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    study.main([str(tmp_path / "data"), "--seeds", "1", "--out", str(tmp_path / "out"), *words])
+    assert study.asked[0][0] == "train" and json.loads((tmp_path / "results" / f"{name}.json").read_text())["epochs"] == epochs
+    assert f"{epochs} epochs of pre-training" in " ".join(study.__doc__.split())
