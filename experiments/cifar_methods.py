@@ -195,7 +195,7 @@ def measured(encoder: Encoder, data: Path, cache: Path) -> dict[str, Any]:
     """
     rows = split(f"{data}@train", f"{data}@test", DataSpec(), 0)
     x, y = (vectors_of(encoder, part, str(cache), None) for part in (rows.train, rows.test))
-    flat = ensemble.fit([x], "pca")
+    flat = ensemble.fit([x], "pca", power=0.25, floor=1e-4)
     plain, spectral = (
         evaluate.knn(a, rows.train.labels, b, rows.test.labels, 200, 0.1) for a, b in ((x, y), (flat.transform([x]), flat.transform([y])))
     )

@@ -84,10 +84,11 @@ GRID: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"layers {n} {loss}": {"layers": n, "loss": loss} for n in (0, 1, 2) for loss in ("cosine", "squared", "cosine+smooth-l1")},
     **{f"start {s}": {"start": s} for s in ("average", "member", "random")},
-    **{f"start pca {p:g}": {"start_power": p} for p in (0.0, 0.5, 1.0)},
+    **{f"start pca {p:g}": {"start_power": p} for p in (0.25, 0.5, 1.0)},
     **{f"width {w}": {"width": w} for w in (32, 64, 256)},
     **{f"l2 {v:g}": {"l2": v} for v in (1e-3, 1e-2)},
-    **{f"power {p:g}": {"power": p} for p in (0.0, 0.25, 0.5)},
+    "spectrum as it is": {"power": None},
+    **{f"power {p:g}": {"power": p} for p in (0.25, 0.5)},
     **{f"lr codes {v:g}": {"lr_codes": v} for v in (0.005, 0.02, 0.2)},
     **{f"lr networks {v:g}": {"lr_networks": v} for v in (5e-4, 8e-3)},
     **{f"standardise {s}": {"standardise": s} for s in ("none", "dimension", "phi-s")},
@@ -180,9 +181,7 @@ class Study:
         features, rows = self.features(self.runs.of("mixed", int(seed))[:many], int(seed))
         made = ensemble.fit(features[0], combiner, seed=int(seed), **settings)
         heard = [[None if j == missing else own for j, own in enumerate(part)] for part in features]
-        x, y = (made.transform(part) for part in heard)
-        if read == "reconstruction":
-            x, y = (reconstructed(made, codes) for codes in (x, y))
+        x, y = (reconstructed(made, part) if read == "reconstruction" else made.transform(part) for part in heard)
         about = {"exponent": made.record["exponent"], "seconds": made.record["seconds"], "loss": made.record["loss_by_member"]}
         return [{**r, **about} for r in by_neighbours(name, x, y, rows, int(seed), (features[0], heard))]
 
@@ -313,11 +312,12 @@ def by_neighbours(name: str, x: Tensor, y: Tensor, rows: Split, seed: int, membe
     return found
 
 
-def reconstructed(made: ensemble.Ensemble, codes: Tensor) -> Tensor:
-    """What the networks of a descent make of codes: all members' features side by side, each at unit length."""
-    networks: Any = made.fitted
+def reconstructed(made: ensemble.Ensemble, features: list[Any]) -> Tensor:
+    """What the networks of a descent make of the codes of images: all members' features side by side, each at unit length."""
+    fitted: Any = made.fitted
+    codes = fitted.codes([torch.from_numpy(np.array(x[:])) for x in features])
     with torch.no_grad():
-        return torch.cat([F.normalize(part, dim=1) for part in networks.decoders(codes)], dim=1)
+        return torch.cat([F.normalize(part, dim=1) for part in fitted.decoders(codes)], dim=1)
 
 
 def shown(result: evaluate.Result) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def powered(features: Features, spec: PCASpec, known: Known) -> Linear:
         return pca(features, spec)
     rows = divided(spec, known)
     if rows is None:
-        raise DataError("power=holdout needs labels of at least two classes, these images have none; power=0.25 needs none")
+        raise DataError("power=holdout needs labels of at least two classes, these images have none; power=0 needs none")
     kept, held = ([rows_of(x, torch.from_numpy(r)) for x in features] for r in rows)
     width = min(chosen_width(spec.width, features), len(kept[0]) - 1)  # fewer rows have fewer components
     found = {}

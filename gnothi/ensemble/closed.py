@@ -136,12 +136,12 @@ class ChoiceSpec(Spec):
 class PCASpec(ChoiceSpec):
     """Settings of the principal components of the concatenation; the first three are for power=holdout."""
 
-    power: Annotated[float, Field(ge=0, le=2)] | Literal["holdout"] = 0.25
+    power: Annotated[float, Field(ge=0, le=2)] | Literal["holdout"] = 0.0
     """Singular values of the result are those of the concatenation to this power: 1 plain PCA, 0.5 half-whitened, 0 white. "holdout" takes the one of
     0, 0.25, 0.5, 0.75 and 1 that does best by k-NN on held-out training rows, which need labels."""
     width: int | None = Field(default=None, ge=1)
     """Of the result; by default that of the widest member, or less where so many components do not exist."""
-    floor: float = Field(default=1e-4, gt=0)
+    floor: float = Field(default=0.1, gt=0)
     """Variances below this part of the mean variance are taken for that much: without it, whitening makes noise large."""
 
 

@@ -110,7 +110,7 @@ def first_codes(features: Features, spec: DescentSpec, mean: Tensor, covariance:
         return made
     width = closed.chosen_width(spec.width, features)
     if spec.start == "pca":
-        matrix = closed.spectral(covariance, width, spec.start_power, 1e-4)
+        matrix = closed.spectral(covariance, width, spec.start_power, closed.PCASpec().floor)
     else:
         matrix = torch.randn(len(mean), width, generator=generator(seed, "ensemble start"), dtype=torch.float64)
     matrix = matrix / torch.trace(matrix.T @ covariance @ matrix).sqrt()

@@ -33,7 +33,7 @@ class DescentSpec(Spec):
 
     start: Literal["pca", "average", "member", "random"] = "pca"
     """Codes before the first step: principal components of the concatenation, the average of the members, one member, or a random projection."""
-    start_power: float = Field(default=0.25, ge=0, le=2)
+    start_power: float = Field(default=0.0, ge=0, le=2)
     """Of start=pca: 1 plain, 0.5 half-whitened, 0 white."""
     start_member: int = Field(default=0, ge=0)
     """Of start=member: which, counted from 0."""
@@ -71,8 +71,9 @@ class DescentSpec(Spec):
     """Codes are kept within this length, after every step."""
     sphere: bool = False
     """Codes are brought back to the length they start with on average, after every step."""
-    power: float | None = Field(default=None, ge=0, le=2)
-    """PCA of the finished codes by this power, fitted on training codes: the loss leaves their spectrum open. None leaves codes as they are."""
+    power: float | None = Field(default=0.0, ge=0, le=2)
+    """PCA of the finished codes by this power, fitted on training codes: the loss leaves their spectrum open, and k-NN depends on it.
+    None leaves them as they are."""
     most: int | None = Field(default=None, ge=2)
     """Training rows that are fitted, at most, drawn by the seed; None for all."""
     shard: int = Field(default=16_384, ge=1)
@@ -92,7 +93,7 @@ class Descent:
         targets: a scaling a member.
         decoders: the networks; frozen here.
         scale: root mean square of a number of the first codes.
-        finish: from codes to the result; None leaves them.
+        finish: from codes to the result; None leaves them. Free codes that take no step are left, too: they are the start.
     """
 
     form = "descent"
@@ -121,7 +122,8 @@ class Descent:
             steps: of the descent; by default those of the settings, 0 gives the start.
         """
         codes = self.codes(features, steps)
-        return codes if self.finish is None else self.finish.transform([codes])
+        still = self.free and (self.spec.steps if steps is None else steps) == 0
+        return codes if self.finish is None or still else self.finish.transform([codes])
 
     def codes(self, features: Sequence[Tensor | None], steps: int | None = None) -> Tensor:
         """The same before ``finish``."""

@@ -38,14 +38,16 @@ class Combined(nn.Module):
                 raise EncoderError(f"{encoder.name} cannot be exported: every image takes steps of a descent, which is no fixed graph; {remedy}")
             alone = fitted.spec.model_copy(update={"steps": 0})
             self.ensemble = Ensemble(self.ensemble.combiner, alone, self.ensemble.widths, fitted, self.ensemble.record)
-        self.fitted = fitted
+        self.fitted, self.finish = fitted, None
+        if isinstance(fitted, Descent) and not fitted.free:
+            self.finish = fitted.finish  # free codes that take no step are the start
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """[N, D_j] a member to [N, width]."""
         if not isinstance(self.fitted, Descent):
             return self.fitted.transform(features)
         codes = self.fitted.start.transform(features)
-        return codes if self.fitted.finish is None else self.fitted.finish.transform([codes])
+        return codes if self.finish is None else self.finish.transform([codes])
 
     def card(self, low: float, high: float, resize: str) -> str:
         """The page of an exported folder; the range of the pixels and how images are resized are the members'."""
@@ -64,7 +66,7 @@ class Combined(nn.Module):
             lines[1] = '    codes = linear("start.linear.", start["linear"], features)'
             lines += NETWORK
         finish = 'linear("finish.", about["fitted"]["finish"], [codes])'
-        return "\n".join([*lines, f"    return {'codes' if self.fitted.finish is None else finish}"])
+        return "\n".join([*lines, f"    return {'codes' if self.finish is None else finish}"])
 
 
 NETWORK = [

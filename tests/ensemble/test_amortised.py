@@ -29,7 +29,7 @@ def made() -> Any:
 
 def test_before_the_first_step_it_says_what_the_linear_start_says() -> None:
     features = drawn()
-    begun = fit(features, "amortised", epochs=1, lr_networks=1e-30, **SMALL)
+    begun = fit(features, "amortised", epochs=1, lr_networks=1e-30, power=None, **SMALL)
     descending = fit(features, "descent", epochs=1, **{k: v for k, v in SMALL.items() if k != "encoder_hidden"})
     assert torch.allclose(begun.transform(features), descending.transform(features, steps=0), atol=1e-12)
 
@@ -48,13 +48,14 @@ def test_steps_of_descent_explain_images_better_still(made: Any) -> None:
 
 
 def test_it_is_the_formula_of_its_tensors(made: Any) -> None:
-    """What is on disk suffices without this library: a linear map a member, and one hidden layer."""
+    """What is on disk suffices without this library: a linear map a member, one hidden layer, and the components of what comes of both."""
     new, held, about = drawn(seed=1), made.fitted.tensors(), made.fitted.about()
     unit = [x / x.norm(dim=1, keepdim=True) for x in new]
     first = sum((x - held[f"start.linear.{j}.mean"]) @ held[f"start.linear.{j}.matrix"] for j, x in enumerate(unit))
     seen = torch.cat([(x - held[f"targets.{j}.mean"]) * held[f"targets.{j}.scale"] for j, x in enumerate(unit)], dim=1) * about["start"]["scale"]
     hidden = (seen @ held["start.network.0.weight"].T + held["start.network.0.bias"]).clamp(min=0)
     expected = first + hidden @ held["start.network.2.weight"].T + held["start.network.2.bias"]
+    expected = (expected / expected.norm(dim=1, keepdim=True) - held["finish.0.mean"]) @ held["finish.0.matrix"]
     assert torch.allclose(made.transform(new), expected, atol=1e-10)
 
 

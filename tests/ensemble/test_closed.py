@@ -69,7 +69,7 @@ def test_fewer_rows_than_numbers_have_the_components_of_their_covariance(power: 
     found = made.transform(features)
     mean, covariance = moments(features)
     values, vectors = np.linalg.eigh(covariance.numpy())
-    scale = np.maximum(values[::-1], 1e-4 * values.mean()) ** ((power - 1) / 2)
+    scale = np.maximum(values[::-1], 0.1 * values.mean()) ** ((power - 1) / 2)
     expected = (together(features) - mean.numpy()) @ (vectors[:, ::-1] * scale)[:, :20]
     assert same_up_to_sign(found, expected, 1e-8 if not repeated else 1e-6)
     asked = []

@@ -190,14 +190,15 @@ def small() -> tuple[list[Tensor], Ensemble]:
 
 def test_zero_steps_give_the_start_exactly(small: tuple[list[Tensor], Ensemble]) -> None:
     """T9: with start=average it is the average; more steps lead away from it step by step."""
-    features, made = small
-    averaged = fit(features, "descent", start="average", **SMALL)
+    features, finished = small
+    averaged, made = fit(features, "descent", start="average", **SMALL), fit(features, "descent", power=None, **SMALL)
     assert torch.equal(averaged.transform(features, steps=0), fit(features, "average").transform(features))
     first = made.transform(features, steps=0)
-    expected = fit(features, "pca", power=0.25, width=12).transform(features)
+    expected = fit(features, "pca", power=0.0, width=12).transform(features)
     assert torch.allclose(first, expected / expected.square().sum(1).mean().sqrt(), atol=1e-5)
     moved = [float((made.transform(features, steps=k) - first).norm()) for k in (0, 1, 5, 20)]
     assert moved == sorted(moved) and moved[0] == 0 < moved[1]
+    assert torch.equal(finished.transform(features, steps=0), first) and finished.fitted.finish is not None  # what finishes codes is not of the start
 
 
 def test_a_code_depends_on_no_other_image(small: tuple[list[Tensor], Ensemble]) -> None:

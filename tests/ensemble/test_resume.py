@@ -127,7 +127,7 @@ def test_early_stopping_counts_on_where_it_was(tmp_path: Path) -> None:
     from gnothi.randomness import generator
 
     noise = [torch.randn(60, 30, generator=generator(s, "noise")) for s in range(2)]
-    settings = {"epochs": 40, "hidden": 64, "holdout": 0.3, "lr_networks": 0.02, "patience": 1, "shard": 25, "batch": 25}
+    settings = {"epochs": 40, "hidden": 64, "holdout": 0.3, "lr_networks": 0.02, "start_power": 0.25, "patience": 1, "shard": 25, "batch": 25}
     whole = fit(noise, "descent", **settings)
     ended = whole.record["history"][-1]["epoch"]
     assert ended < 40
