@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import statistics
 from typing import Any
 
+from scipy import stats
 from tables import NOT_YET, interval, results, seeds_said
 
 Row = dict[str, Any]
@@ -26,6 +28,19 @@ CONTROLS = {"student": ("paired", "the ensemble")}
 CONTROL = ("paired_chosen", "PCA by the chosen power")
 """What differences are told to, by the kind of an arm, and where it is not named."""
 COSTS: dict[str, dict[str, tuple[str, float, int]]] = {"student": {"flops": ("MFLOP", 1e6, 1), "training_seconds": ("training s", 1.0, 0)}}
+COLUMNS: dict[str, tuple[str, str, str | None, str | None]] = {
+    "k = 20": ("table/mixed/", "knn 20", None, None),
+    "k = 200": ("table/mixed/", "knn 200", None, None),
+    "minus PCA": ("table/mixed/", "knn 200", None, "paired_chosen"),
+    "linear": ("table/mixed/", "linear", None, None),
+    "four seeds, k = 200": ("table/seeds/", "knn 200", None, None),
+    "one member, k = 200": ("table/alone/", "knn 200", None, None),
+    "hog and colour too, k = 200": ("table/crafted/", "knn 200", None, None),
+    "elsewhere, maps frozen, k = 200": ("transfer/", "knn 200", "frozen", None),
+    "minus PCA there": ("transfer/", "knn 200", "frozen", "paired_chosen"),
+    "elsewhere, fitted there, k = 200": ("transfer/", "knn 200", "fitted to the target", None),
+}
+"""Of the summary: the front of the arms' names, the measure, the maps, and what differences are told to."""
 COST = {"seconds": ("fit s", 1.0, 1)}
 """The same of costs: their heads, their units and how many digits are told."""
 
@@ -33,7 +48,47 @@ COST = {"seconds": ("fit s", 1.0, 1)}
 def ensemble_study() -> str:
     """Every kind of arm over its seeds, for both judges."""
     found = {title: "\n\n".join([*(_kind(kind, judge) for kind in KINDS), _lost(judge)]).strip() for title, judge in FORMS}
-    return "\n\n".join(re.sub(r"\n{3,}", "\n\n", f"{title}\n\n{text}") for title, text in found.items() if text) or NOT_YET
+    tables = "\n\n".join(re.sub(r"\n{3,}", "\n\n", f"{title}\n\n{text}") for title, text in found.items() if text)
+    if not tables:
+        return NOT_YET
+    return f"{_members()}\n\n{tables}"
+
+
+def _members() -> str:
+    s = results("ensemble")["settings"]
+    return f"Members: micro ResNets, {s['epochs']:g} epochs on {s['a_class']:,} images of every class of {s['data']}."
+
+
+def ensemble_summary() -> str:
+    """What combiners come to on test images, over seeds: in short."""
+    arms = _arms("")
+    names = list(dict.fromkeys(r["encoder"] for arm, rows in arms.items() if arm.startswith("table/mixed/") and "failed" not in rows for r in rows))
+    of_members = {n for n in names if re.search(r"-\d+$", n)}
+    lines = [f"| {' | '.join(['', *COLUMNS])} |", "|" + "---|" * (len(COLUMNS) + 1)]
+    for name in (n for n in names if n not in of_members):
+        cells = [_over_seeds(arms, name, *column) for column in COLUMNS.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    about = "Accuracy, with half of a 95 % interval over seeds. *Minus PCA*: at k = 200, to PCA of equal width by the power that held-out rows chose."
+    return "\n".join([*lines, "", f"{_members()} {about}"]) if len(lines) > 2 else NOT_YET
+
+
+def _over_seeds(arms: dict[str, Any], encoder: str, front: str, metric: str, maps: str | None, control: str | None) -> str:
+    """A mean over seeds, of each seed over the sets of images that the arms' names begin with."""
+    by_seed: dict[str, list[float]] = {}
+    for arm, rows in arms.items():
+        if not arm.startswith(front) or "failed" in rows:
+            continue
+        for r in rows:
+            if (r["encoder"], r["metric"], r.get("maps")) == (encoder, metric, maps) and (control is None or control in r):
+                by_seed.setdefault(arm.rpartition("/")[2], []).append(r["value"] if control is None else r[control]["value"])
+    values = [statistics.fmean(of) for of in by_seed.values()]
+    if not values:
+        return ""
+    sign = "" if control is None else "+"
+    if len(values) < 2:
+        return f"{values[0]:{sign}.3f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.fmean(values):{sign}.3f} ± {half:.3f}"
 
 
 def _arms(judge: str) -> dict[str, Any]:
@@ -103,4 +158,4 @@ def detection_study() -> str:
     return "\n".join(lines) if len(lines) > 2 else NOT_YET
 
 
-SEVERAL = (ensemble_study, ensemble_cost, detection_study)
+SEVERAL = (ensemble_summary, ensemble_study, ensemble_cost, detection_study)

@@ -31,9 +31,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ MEASURES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("linear", {}),
 }
 NEAR = ("knn 20", "knn 200")
+DIFFERENCES = ("paired", "paired_concatenation", "paired_chosen")
+"""To the best member, to the concatenation and to PCA by the chosen power."""
 GRID: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"layers {n} {loss}": {"layers": n, "loss": loss} for n in (0, 1, 2) for loss in ("cosine", "squared", "cosine+smooth-l1")},
@@ -283,7 +286,7 @@ class Study:
             words = diverged(why)
             found = {"failed": words}
         with one_at_a_time(self.results):
-            write_text(self.results, json.dumps({"settings": self.settings, "arms": known(self.results) | {key: found}}, indent=1) + "\n")
+            write_text(self.results, lines(self.settings, known(self.results) | {key: found}))
         print(f"{key}: {words} after {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -307,8 +310,9 @@ def by_neighbours(name: str, x: Tensor, y: Tensor, rows: Split, seed: int, membe
             control = ensemble.fit(members[0], "pca", power="holdout", width=width, labels=rows.train.labels, seed=seed, **options)
             vectors.append(("pca", *(control.transform(part).numpy() for part in members[1])))
         own, *others = measure(kind, vectors, rows, options, seed)
-        beside = {"paired_chosen": {"against": "PCA", **asdict(paired(own.correct, others[0].correct))}} if others else {}
-        found.append({"metric": word, **shown(own), "width": x.shape[1], **beside})
+        if others:
+            own = replace(own, details={**own.details, "paired_chosen": asdict(paired(own.correct, others[0].correct))})
+        found.append({"metric": word, **shown(own), "width": x.shape[1]})
     return found
 
 
@@ -321,9 +325,22 @@ def reconstructed(made: ensemble.Ensemble, features: list[Any]) -> Tensor:
 
 
 def shown(result: evaluate.Result) -> dict[str, Any]:
-    row = {k: getattr(result, k) for k in ("encoder", "value", "low", "high", "n", "protocol")}
-    kept = ("width", "exponent", "seconds", "seconds_an_image", "paired", "paired_concatenation", "paired_chosen")
-    return row | {k: result.details[k] for k in kept if k in result.details}
+    """What is kept of a result: numbers of five digits, and names without the folders in which something lay."""
+    row = {k: getattr(result, k) for k in ("value", "low", "high", "n")}
+    names = {k: re.sub(r"(?<!\S)[^\s()]*/", "", getattr(result, k)) for k in ("encoder", "protocol")}
+    kept = {k: result.details[k] for k in ("width", "exponent", "seconds", "seconds_an_image") if k in result.details}
+    less = {k: {end: d[end] for end in ("value", "low", "high")} for k, d in result.details.items() if k in DIFFERENCES}
+    rounded: dict[str, Any] = json.loads(json.dumps(row | kept | less), parse_float=lambda v: float(f"{float(v):.5g}"))
+    return names | rounded
+
+
+def lines(settings: dict[str, Any], arms: dict[str, Any]) -> str:
+    """The results as text, a line for each: there are thousands."""
+    said = []
+    for arm, rows in arms.items():
+        text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]" if isinstance(rows, list) else json.dumps(rows)
+        said.append(f"{json.dumps(arm)}: {text}")
+    return '{"settings": ' + json.dumps(settings) + ', "arms": {\n' + ",\n".join(said) + "\n}}\n"
 
 
 def known(results: Path) -> dict[str, Any]:

@@ -266,6 +266,28 @@ def test_students_that_other_images_judged_stand_apart(made: Any) -> None:
     assert [[line[0], line[3]] for line in rows(studies.transfer_study())[1:]] == [[task, ends[0]], [f"{task}, test y.npz@test", ends[1]]]
 
 
+MEMBERS = {"data": "cifar10", "a_class": 500, "epochs": 20.0}
+
+
+def test_a_summary_of_combiners_is_of_test_images_over_seeds(made: Any) -> None:
+    """Half of a t-interval of two seeds is 12.706 times half of their distance; of other images, the mean of each seed over them counts."""
+    _, studies, write = made
+
+    def of(encoder: str, value: float, **more: Any) -> list[dict[str, Any]]:
+        return [{"encoder": encoder, "value": value, "low": 0, "high": 1, "metric": m, **more} for m in ("knn 20", "knn 200", "linear")]
+
+    less = {"paired_chosen": {"value": -0.02, "low": -0.03, "high": -0.01}}
+    found = {f"table/mixed/{seed}": of(f"simclr-{seed}", 0.4) + of("descent", 0.5 + 0.01 * seed, **less) for seed in (0, 1)}
+    found |= {"table/mixed/0@holdout": of("descent", 0.9), "table/mixed/2": {"failed": "nan"}}
+    found |= {f"transfer/{name}/{seed}": of("descent", v, maps="frozen") for seed in (0, 1) for name, v in (("a", 0.2), ("b", 0.4))}
+    write("ensemble", {"settings": MEMBERS, "arms": found})
+    text = next(f for f in studies.STUDIES if f.__name__ == "ensemble_summary")()
+    (head, descent) = rows(text)
+    assert descent[0] == "descent" and descent[1] == descent[4] == "0.505 ± 0.064" and descent[3] == "-0.020 ± 0.000"
+    assert descent[head.index("elsewhere, maps frozen, k = 200")] == "0.300 ± 0.000" and descent[5:8] == [""] * 3
+    assert "micro ResNets, 20 epochs on 500 images of every class of cifar10." in text
+
+
 def test_combiners_stand_by_judge_with_the_control_and_without_the_seed_in_a_member_s_name(made: Any) -> None:
     _, studies, write = made
 
@@ -276,7 +298,7 @@ def test_combiners_stand_by_judge_with_the_control_and_without_the_seed_in_a_mem
     less = {"paired_chosen": {"value": -0.02, "low": -0.03, "high": -0.01}}
     found = {f"table/mixed/{seed}": of(f"/runs/simclr-{seed}", 0.4) + of("descent", 0.5, **less) for seed in (0, 1)}
     found |= {"steps/0@holdout": of("5 steps", 0.3, steps=5), "transfer/b/0": of("best", 0.2, maps="frozen")}
-    write("ensemble", {"settings": {"epochs": 20}, "arms": found})
+    write("ensemble", {"settings": MEMBERS, "arms": found})
     text = next(f for f in studies.STUDIES if f.__name__ == "ensemble_study")()
     held, tested = text.split("On test images.")
     assert rows(held)[1] == ["5", *["0.300 (0.200 to 0.400)"] * 3, "", "2.0"] and len(rows(held)) == 2
@@ -301,7 +323,7 @@ def test_members_of_one_method_are_counted_and_students_stand_with_what_they_cos
     for r in found["student/0"][3:]:
         r["training_seconds"] = 61.4
     found |= {"sweep/0": {"failed": 'term "vicreg" became nan at step 7; last checkpoint: there/step-5.safetensors'}}
-    write("ensemble", {"settings": {}, "arms": found})
+    write("ensemble", {"settings": MEMBERS, "arms": found})
     text = next(f for f in studies.STUDIES if f.__name__ == "ensemble_study")()
     head, simclr, pca, costs, together, student = rows(text)
     assert head[-1] == "fit s" and simclr[:3] == ["seeds", "simclr", "0.400 (0.400 to 0.400; 4 members)"]
