@@ -26,6 +26,8 @@ SAMPLE = 2000
 """Training rows whose codes are inferred again after the fit, for what is logged of them."""
 FINISHED = 5000
 """Training rows to whose codes ``power`` is fitted."""
+FLOOR = 1e-4
+"""Of the PCA with which codes begin and end: what networks make of codes is steep, and weak directions of it are not noise."""
 HELD = 10_000
 """Rows that are held out, at most."""
 
@@ -60,7 +62,7 @@ def finish(model: Descent, features: Features, history: list[dict[str, float]]) 
     rows, trained = (x[:SAMPLE] for x in model.trained)
     if model.spec.power is not None:
         more = model.codes([rows_of(x, model.trained[0][:FINISHED]) for x in features])
-        model.finish = closed.pca([more], closed.PCASpec(power=model.spec.power))
+        model.finish = closed.pca([more], closed.PCASpec(power=model.spec.power, floor=FLOOR))
     some = [rows_of(x, rows) for x in features]
     codes = model.codes(some)
     eigenvalues = spectrum(some)
@@ -110,7 +112,7 @@ def first_codes(features: Features, spec: DescentSpec, mean: Tensor, covariance:
         return made
     width = closed.chosen_width(spec.width, features)
     if spec.start == "pca":
-        matrix = closed.spectral(covariance, width, spec.start_power, closed.PCASpec().floor)
+        matrix = closed.spectral(covariance, width, spec.start_power, FLOOR)
     else:
         matrix = torch.randn(len(mean), width, generator=generator(seed, "ensemble start"), dtype=torch.float64)
     matrix = matrix / torch.trace(matrix.T @ covariance @ matrix).sqrt()
