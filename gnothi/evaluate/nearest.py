@@ -21,8 +21,8 @@ WIDEST = 1 << 16
 """Training rows of a block."""
 TALLEST = 256
 """Test rows of a product. Processes divide a search into whole products, so that each stays what it was, to the last bit."""
-LOOKED_AT = 4096
-"""Rows that are looked through for numbers that are not finite at a time: the look takes as much room as the rows."""
+PARTS = 16
+"""In so many a block is looked through for numbers that are not finite: the look takes as much room as what it looks at."""
 GROUP = 16
 """Columns of which only the largest is looked at first."""
 DISTANCES = {
@@ -189,9 +189,9 @@ def sizes(n: int, width: int, k: int, distance: str = "cosine", memory: int = ME
     Returns:
         test rows of a product; test rows whose best are kept while all training rows pass by; training rows of a block.
     """
-    wide = max(1, min(n, WIDEST, memory // 2 // (4 * width)))
+    wide = max(1, min(n, WIDEST, memory // 4 // (4 * width)))
     tall = max(1, memory // 2 // (12 * wide + (16 * k * width if distance == "euclidean" else 0)))
-    held = max(1, memory // 2 // (8 * (width + 6 * k)))
+    held = max(1, memory // 4 // (8 * (width + 6 * k)))
     tall = min(tall, held, TALLEST)
     return tall, held // tall * tall, wide
 
@@ -261,9 +261,10 @@ def _minus_distances(train: Array, mine: Tensor, rows: np.ndarray, device: torch
 def _features(x: Array, start: int, stop: int, device: torch.device, distance: str) -> Tensor:
     block = x[start:stop] if isinstance(x, Tensor) else torch.from_numpy(np.array(x[start:stop]))
     block = block.to(device, torch.float64 if block.dtype == torch.float64 else torch.float32)
-    for at, part in enumerate(block.split(LOOKED_AT)):
+    some = max(1, len(block) // PARTS)
+    for at, part in enumerate(block.split(some)):
         if not (finite := torch.isfinite(part).all(dim=1)).all():
-            raise DataError(f"features must be finite numbers, row {int((~finite).nonzero()[0]) + at * LOOKED_AT + start} is not")
+            raise DataError(f"features must be finite numbers, row {int((~finite).nonzero()[0]) + at * some + start} is not")
     if distance != "cosine":
         return block
     return F.normalize(block, dim=1, out=None if isinstance(x, Tensor) else block)  # what was read from an array is a copy of our own
